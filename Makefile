@@ -1,0 +1,39 @@
+# The two commands of the README are `make repro` and `make test`; both set everything up themselves.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+# Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: repro test smoke ui plan profile sync
+
+repro: $(READY)  ## The whole comparison of params.yaml; goes on where it was stopped
+	$(IN_VENV) dvc repro
+
+test: $(READY)  ## Lint, types, tests
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) mypy
+	$(IN_VENV) pytest
+
+smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
+	$(IN_VENV) python -m tests.workspace build/smoke smoke
+	cd build/smoke && $(IN_VENV) dvc repro
+
+ui: $(READY)  ## MLflow's UI on the project's runs, at http://127.0.0.1:5000
+	$(IN_VENV) maskdm ui
+
+plan: $(READY)  ## Steps, images, FLOPs and estimated time of every arm: make plan [PROFILE=celeba64]
+	$(IN_VENV) maskdm plan $(PROFILE)
+
+profile: $(READY)  ## Make a profile the one that `make repro` runs: make profile PROFILE=celeba64
+	$(IN_VENV) maskdm profile $(PROFILE)
+
+sync: $(READY)  ## Rebuild MLflow's store from records/, after a clone or a DVC cache hit
+	$(IN_VENV) maskdm sync
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
