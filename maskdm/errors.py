@@ -1,0 +1,22 @@
+"""The one exception that bad input raises, and how a command shows it: one line, exit code 2."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MaskDMError(Exception):
+    """Bad input or a broken environment. The message is one line: what is wrong, where, what is allowed."""
+
+
+@contextmanager
+def exit_with_one_line() -> Iterator[None]:
+    """Turn a `MaskDMError` into one line on stderr and exit code 2; Ctrl-C into exit code 130."""
+    try:
+        yield
+    except MaskDMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt or 'the same command goes on from here'}", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,107 @@
+"""Settings and data small enough for tests that run in seconds."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maskdm.config import Params, Recipe
+from maskdm.datasets.prepared import PreparedData
+from maskdm.uvit import UViT
+
+PARAMS: dict[str, Any] = {
+    "seed": 0,
+    "recipe": "tuned",
+    "data": {
+        "name": "digits",
+        "root": None,
+        "image_size": 8,
+        "channels": 1,
+        "holdout": 64,
+        "train_images": None,
+    },
+    "model": {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2, "class_conditional": False},
+    "budget": {"train_flops": 2e9, "snapshots": [0.5, 1.0]},
+    "heldout": {"images": 32, "points": 4},
+    "pretrain": {
+        "none": [],
+        "patch75": [{"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}],
+        "staged": [
+            {"mask": {"strategy": "block", "ratio": 0.75, "block": 2}, "share": 0.2, "batch_size": 16},
+            {"mask": {"strategy": "crop", "size": 3}, "share": 0.2, "batch_size": 16},
+        ],
+    },
+    "arms": {
+        "scratch": {"pretrain": "none", "finetune": {"batch_size": 8}},
+        "patch75": {"pretrain": "patch75", "finetune": {"batch_size": 8}},
+        "staged": {"pretrain": "staged", "finetune": {"batch_size": 8}},
+    },
+    "baseline": "scratch",
+    "sampling": {"sampler": "ddim", "num_inference_steps": 4, "eta": 0.0, "batch_size": 16},
+    "evaluation": {
+        "extractor": "effnet_lite0",
+        "input_size": 32,
+        "weights": None,
+        "batch_size": 32,
+        "samples": 32,
+        "reference": 64,
+        "kid_subsets": 4,
+        "kid_subset_size": 16,
+        "nearest_k": 3,
+    },
+}
+
+RECIPE: dict[str, Any] = {
+    "num_train_timesteps": 100,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "optimisation": {
+        "lr": 2e-3,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.03,
+        "grad_clip": 1.0,
+        "warmup": 0.05,
+        "decay": 0.3,
+        "ema_horizon": 0.1,
+        "hflip": 0.0,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_every_time() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """A `params.yaml` as a nested dictionary, to be changed by a test."""
+    return copy.deepcopy(PARAMS)
+
+
+@pytest.fixture
+def params() -> Params:
+    return Params.model_validate(PARAMS)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe.model_validate(RECIPE)
+
+
+@pytest.fixture
+def network() -> UViT:
+    """16 tokens of 2x2 pixels."""
+    return UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
+
+
+@pytest.fixture
+def data() -> PreparedData:
+    """256 random images with a structure that can be learnt: each is one grey level plus a little noise."""
+    random = np.random.default_rng(0)
+    levels = random.integers(0, 200, (256, 1, 1, 1))
+    images = (levels + random.integers(0, 50, (256, 1, 8, 8))).astype(np.uint8)
+    info = {"name": "levels", "sha256": "0" * 64, "train": 192, "heldout": 64, "shape": [1, 8, 8], "num_classes": 4}
+    return PreparedData(images, levels[:, 0, 0, 0] // 50, info)
