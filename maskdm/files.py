@@ -1,0 +1,45 @@
+"""Files that are written whole or not at all, and their checksums."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from maskdm.errors import MaskDMError
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place: a kill leaves the old file or the new.
+
+    Raises:
+        MaskDMError: the file cannot be written (a full disk, say). What was at `path` stays.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save wraps what the file raised into a RuntimeError
+        with suppress(OSError):
+            temporary.unlink()
+        raise MaskDMError(f"{path}: cannot write it: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The cause on one line: the OS's own words ("No space left on device") where a library has wrapped them."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
+        cause = cause.__cause__ or cause.__context__
+    text = cause.strerror if isinstance(cause, OSError) else str(error)
+    return " ".join(str(text).split()) or type(error).__name__
