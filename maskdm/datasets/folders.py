@@ -1,0 +1,178 @@
+"""Image folders, or archives of images, that the user has placed: any folder, and the published sets of the paper."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from maskdm.config import Data
+from maskdm.datasets.raw import RawImages, UnreadableImageError
+from maskdm.datasets.trees import Tree, open_tree
+from maskdm.errors import MaskDMError
+from maskdm.files import file_sha256
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PARTITION_FILE = "list_eval_partition.txt"  # CelebA's: a line an image, 0 training, 1 validation, 2 test
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """A data set of plain image files."""
+
+    place: str  # what the user has to place, and where it comes from
+    main_folder: str | None = None  # where a download holds other images too: the folder to read
+    labels: bool = False  # whether the folder of an image is its class
+
+
+FOLDER_SETS = {
+    "image_folder": FolderSet("images, in any folder structure"),
+    "celeba": FolderSet(
+        f"img_align_celeba.zip, or its folder, and {PARTITION_FILE} from "
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+        main_folder="img_align_celeba",
+    ),
+    "celebahq": FolderSet(
+        "the images, or CelebAMask-HQ.zip from https://github.com/switchablenorms/CelebAMask-HQ",
+        main_folder="CelebA-HQ-img",
+    ),
+    "ffhq": FolderSet(
+        "the folder images1024x1024, or thumbnails128x128, from https://github.com/NVlabs/ffhq-dataset",
+        main_folder="images1024x1024",
+    ),
+    "lsun_church": FolderSet(
+        "church_outdoor of https://www.yf.io/p/lsun as image files, exported from its LMDB by "
+        "`python data.py export church_outdoor_train_lmdb --out_dir images` of https://github.com/fyu/lsun"
+    ),
+    "vggface2": FolderSet(
+        "vggface2_train.tar.gz, or its folder with one folder an identity, from https://github.com/ox-vgg/vgg_face2",
+        labels=True,
+    ),
+}
+
+
+def load(data: Data, raw: Path, scratch: Path) -> RawImages:
+    """List every image below `data.root` or `raw/<name>`, sorted by name; reading one crops and resizes it.
+
+    Raises:
+        MaskDMError: there are no images, the archive is damaged, or CelebA's partition does not fit the images.
+    """
+    kind = FOLDER_SETS[data.name]
+    place = Path(data.root) if data.root is not None else raw / data.name
+    tree = open_tree(place, lambda name: _is_image(name) or name.endswith(".mdb"), scratch)
+    if tree is None:
+        raise MaskDMError(
+            f"{place}: no images; place there: {kind.place}; or set data.root to the folder or archive that holds them"
+        )
+    names = _images_of(tree, kind)
+    labels, class_names = _identities(names) if kind.labels else (None, None)
+
+    def read(index: int) -> np.ndarray:
+        try:
+            return square_pixels(tree.read(names[index]), data.image_size, data.channels)
+        except UnidentifiedImageError:  # its text holds a memory address
+            raise UnreadableImageError(names[index], "not an image") from None
+        except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped
+            raise UnreadableImageError(names[index], " ".join(str(error).split())) from None
+
+    return RawImages(
+        source=f"{'folder' if tree.path.is_dir() else 'archive'} {tree.path}",
+        files=_checksums(tree, names),
+        count=len(names),
+        read=read,
+        labels=labels,
+        class_names=class_names,
+        heldout=_celeba_heldout(tree, place, names) if data.name == "celeba" else None,
+    )
+
+
+def square_pixels(content: bytes, image_size: int, channels: int) -> np.ndarray:
+    """Decode an image file to uint8 [channels, image_size, image_size]: the largest centred square, resized."""
+    with Image.open(io.BytesIO(content)) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit grey to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode} have no fixed range")
+        image = image.convert("L" if channels == 1 else "RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))  # before resizing, so that nothing beside it bleeds in
+        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _images_of(tree: Tree, kind: FolderSet) -> list[str]:
+    """List the images to read, in the order of their names."""
+    images = [name for name in tree.names if _is_image(name)]
+    if not images:  # LSUN as it is downloaded
+        raise MaskDMError(f"{tree.path}: an LMDB database is not read; place there: {kind.place}")
+    inside = [name for name in images if kind.main_folder in PurePosixPath(name).parts[:-1]]
+    return inside or images
+
+
+def _identities(names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Label each image with its folder; also return the sorted names of those folders."""
+    folders = [PurePosixPath(name).parent.name for name in names]
+    if "" in folders:
+        raise MaskDMError(f"{names[folders.index('')]}: allowed: one folder an identity, with its images inside")
+    class_names, labels = np.unique(folders, return_inverse=True)
+    return labels.astype(np.int64), class_names.tolist()
+
+
+def _checksums(tree: Tree, names: list[str]) -> dict[str, str]:
+    """SHA-256 of the archive; of a folder, which may hold millions of files, that of its listing `size name`."""
+    if not tree.path.is_dir():
+        return {tree.path.name: file_sha256(tree.path)}
+    listing = "".join(f"{tree.size(name)} {name}\n" for name in names)
+    return {
+        f"sizes and names of {len(names)} images": hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
+    }
+
+
+def _celeba_heldout(tree: Tree, place: Path, names: list[str]) -> np.ndarray | None:
+    """CelebA's own split, if its partition file is there: bool [n], true for validation and test images.
+
+    Both are held out. Nothing is tuned on one of them and reported on the other here, and the more unseen
+    images there are, the smaller is the noise of what is measured on them.
+    """
+    partition = _partition(tree, place)
+    if partition is None:
+        return None
+    parts = []
+    for name in names:
+        if PurePosixPath(name).name not in partition:
+            raise MaskDMError(f"{tree.path}: {name} has no line in {PARTITION_FILE}")
+        parts.append(partition.pop(PurePosixPath(name).name))
+    if partition:
+        raise MaskDMError(
+            f"{tree.path}: {len(partition)} images of {PARTITION_FILE} are missing, the first is {min(partition)}"
+        )
+    return np.array(parts, dtype=np.int64) > 0
+
+
+def _partition(tree: Tree, place: Path) -> dict[str, int] | None:
+    """File name -> part, from the partition file among the images' files or beside them."""
+    inside = [name for name in tree.names if PurePosixPath(name).name == PARTITION_FILE]
+    beside = [path for path in (place / PARTITION_FILE, place.parent / PARTITION_FILE) if path.is_file()]
+    if not inside and not beside:
+        return None
+    where = inside[0] if inside else str(beside[0])
+    content = tree.read(inside[0]) if inside else beside[0].read_bytes()
+    partition = {}
+    for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
+        match line.split():
+            case [name, "0" | "1" | "2" as part]:
+                partition[name] = int(part)
+            case []:
+                pass
+            case _:
+                raise MaskDMError(f"{where}: line {number}: allowed: an image's name and 0, 1 or 2, got {line!r}")
+    return partition

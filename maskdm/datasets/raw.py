@@ -1,0 +1,44 @@
+"""What every loader hands over: images that are read one at a time, so that a large set never sits in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskdm.config import Data
+from maskdm.errors import MaskDMError
+
+
+class UnreadableImageError(Exception):
+    """One image that cannot be decoded: it is reported and left out, the others go on."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """A data set before the split is drawn and the array is written."""
+
+    source: str  # where the images came from, for a reader
+    files: dict[str, str]  # file -> SHA-256
+    count: int
+    read: Callable[[int], np.ndarray]  # index -> uint8 [C, H, W]; raises UnreadableImageError
+    labels: np.ndarray | None = None  # int64 [count]
+    class_names: list[str] | None = None
+    heldout: np.ndarray | None = None  # bool [count], the set's own split; None: it has none
+
+
+def require_shape(data: Data, image_size: int, channels: int) -> None:
+    """Refuse another size than the one this data set is prepared in.
+
+    Raises:
+        MaskDMError: `data` asks for another image size or number of channels.
+    """
+    for key, value, allowed in (
+        ("image_size", data.image_size, image_size),
+        ("channels", data.channels, channels),
+    ):
+        if value != allowed:
+            raise MaskDMError(f"data.{key}={value} with data.name={data.name}; allowed: {allowed}")

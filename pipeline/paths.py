@@ -1,0 +1,23 @@
+"""The places of the files that stages hand to each other."""
+
+from pathlib import Path
+
+ROOT = Path()  # stages run in the project's root, as DVC does
+RAW = ROOT / "data" / "raw"
+PREPARED = ROOT / "data" / "prepared"
+REFERENCE = ROOT / "data" / "reference"
+
+
+def work_folder(stage: str, key: str, identity: str) -> Path:
+    """Where a stage keeps what it resumes from. Other settings, data or code are another folder."""
+    return ROOT / "work" / f"{stage}-{key}" / identity
+
+
+def weights_folder(stage: str, key: str) -> Path:
+    """Final EMA weights of a training stage."""
+    return ROOT / "runs" / stage / key / "weights"
+
+
+def snapshots_folder(stage: str, key: str) -> Path:
+    """Snapshots of a training stage."""
+    return ROOT / "runs" / stage / key / "snapshots"

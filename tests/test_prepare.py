@@ -1,0 +1,60 @@
+"""The stage `prepare` through its entry point, in a temporary project."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from maskdm.datasets.prepared import PreparedData
+from pipeline.prepare import main
+
+
+def write_params(folder: Path, data: dict[str, Any]) -> None:
+    params = {
+        "seed": 0,
+        "recipe": "fast",
+        "data": {"root": None, "image_size": 8, "channels": 1, "train_images": None} | data,
+        "model": {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2, "class_conditional": False},
+        "budget": {"train_flops": 1e9, "snapshots": [1.0]},
+        "heldout": {"images": 10, "points": 2},
+        "pretrain": {"none": []},
+        "arms": {"scratch": {"pretrain": "none", "finetune": {"batch_size": 16}}},
+        "baseline": "scratch",
+        "sampling": {"sampler": "ddim", "num_inference_steps": 2, "eta": 0.0, "batch_size": 8},
+        "evaluation": {
+            "extractor": "effnet_lite0", "input_size": 32, "weights": None, "batch_size": 8, "samples": 8,
+            "reference": 8, "kid_subsets": 1, "kid_subset_size": 4, "nearest_k": 1,
+        },
+    }  # fmt: skip
+    with (folder / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params, file)
+
+
+def test_the_stage_writes_the_prepared_folder_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, {"name": "digits", "holdout": 97, "train_images": 500})
+    main()
+    data = PreparedData.open(tmp_path / "data" / "prepared")
+    assert data.train.shape == (500, 1, 8, 8)
+    assert data.info == json.loads((tmp_path / "data" / "prepared" / "dataset.json").read_text())
+    said = capsys.readouterr().out
+    assert said.startswith("digits: 500 training and 97 held-out images of 1x8x8")
+    assert said.count("\n") == 1
+
+
+def test_missing_data_is_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, {"name": "celebahq", "channels": 3, "holdout": 100})
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: data/raw/celebahq: no images")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "data" / "prepared").exists()
