@@ -1,0 +1,171 @@
+"""Compute is the budget: training FLOPs counted by torch, and the plan that gives every arm the same number of them."""
+
+import copy
+import math
+import resource
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskdm.config import BUDGET_TOLERANCE, Mask, Optimisation, Params, Recipe, effective_mask_ratio
+from maskdm.errors import MaskDMError
+from maskdm.uvit import UViT
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase of one arm, in whole optimiser steps. Images and FLOPs count from the beginning of the arm."""
+
+    stage: Literal["pretrain", "finetune"]
+    index: int  # among the arm's phases, pre-training first
+    mask: Mask | None
+    effective_mask_ratio: float
+    batch_size: int
+    steps: int
+    optimisation: Optimisation
+    flops_per_image: float  # forward and backward
+    start_images: int
+    start_flops: float
+    heldout_steps: tuple[int, ...]  # after which the held-out loss is measured; the last step is one of them
+    snapshot_steps: dict[int, float]  # step -> share of the budget, of the snapshots before the arm's end
+
+    def images_seen(self, step: int) -> int:
+        """Images the arm has seen after `step` steps of this phase."""
+        return self.start_images + step * self.batch_size
+
+    def train_flops(self, step: int) -> float:
+        """FLOPs the arm has spent after `step` steps of this phase."""
+        return self.start_flops + step * self.batch_size * self.flops_per_image
+
+
+def build_network(params: Params, num_classes: int | None) -> UViT:
+    """The network that `params` describes, with freshly drawn weights (from torch's global generator)."""
+    return UViT(
+        image_size=(params.data.image_size, params.data.image_size),
+        in_channels=params.data.channels,
+        patch_size=params.model.patch_size,
+        embed_dim=params.model.embed_dim,
+        depth=params.model.depth,
+        num_heads=params.model.num_heads,
+        num_classes=num_classes if params.model.class_conditional else None,
+    )
+
+
+def train_flops_per_image(network: UViT, num_tokens: int) -> float:
+    """Forward and backward FLOPs of one image of `num_tokens` visible tokens, as torch's counter counts them.
+
+    Counted on the meta device with plain attention: the fused CPU kernel is unknown to the counter and would be
+    missed, and the fused GPU kernels count what they recompute. So the number is the same on every machine.
+    """
+    batch_size = 2
+    twin = copy.deepcopy(network).to("meta")
+    with torch.device("meta"):
+        x_t = torch.empty(batch_size, num_tokens, network.token_dim)
+        t = torch.empty(batch_size, dtype=torch.long)
+        ids_keep = torch.empty(batch_size, num_tokens, dtype=torch.long)
+        labels = None if network.num_classes is None else t
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        twin(x_t, t, ids_keep, labels).sum().backward()
+    return counter.get_total_flops() / batch_size
+
+
+def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, ...]:
+    """The phases of `pretrain.<key>`, each with its share of the budget in whole steps."""
+    plans: list[PhasePlan] = []
+    images, flops = 0, 0.0
+    for index, phase in enumerate(params.pretrain[key]):
+        cost = _flops_per_image(params, phase.mask.num_keep(params.grid))
+        steps = max(1, round(phase.share * params.budget.train_flops / (phase.batch_size * cost)))
+        plan = PhasePlan(
+            stage="pretrain",
+            index=index,
+            mask=phase.mask,
+            effective_mask_ratio=effective_mask_ratio(phase.mask, params.grid),
+            batch_size=phase.batch_size,
+            steps=steps,
+            optimisation=phase.optimisation(recipe),
+            flops_per_image=cost,
+            start_images=images,
+            start_flops=flops,
+            heldout_steps=_heldout_steps(params, flops, phase.batch_size * cost, steps),
+            snapshot_steps=_steps_at(params.budget.snapshots, params, flops, phase.batch_size * cost, steps),
+        )
+        plans.append(plan)
+        images, flops = plan.images_seen(steps), plan.train_flops(steps)
+    return tuple(plans)
+
+
+def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
+    """The fine-tuning of `arm`: what its pre-training left of the budget, in whole steps.
+
+    Raises:
+        MaskDMError: whole steps miss the budget by more than `BUDGET_TOLERANCE`.
+    """
+    before = plan_pretrain(params, recipe, params.arms[arm].pretrain)
+    phase = params.arms[arm].finetune
+    images = before[-1].images_seen(before[-1].steps) if before else 0
+    flops = before[-1].train_flops(before[-1].steps) if before else 0.0
+    cost = _flops_per_image(params, params.grid[0] * params.grid[1])
+    steps = max(0, round((params.budget.train_flops - flops) / (phase.batch_size * cost)))
+    plan = PhasePlan(
+        stage="finetune",
+        index=len(before),
+        mask=None,
+        effective_mask_ratio=0.0,
+        batch_size=phase.batch_size,
+        steps=steps,
+        optimisation=phase.optimisation(recipe),
+        flops_per_image=cost,
+        start_images=images,
+        start_flops=flops,
+        heldout_steps=_heldout_steps(params, flops, phase.batch_size * cost, steps),
+        snapshot_steps=_steps_at(params.budget.snapshots, params, flops, phase.batch_size * cost, steps),
+    )
+    missed = abs(plan.train_flops(steps) / params.budget.train_flops - 1)
+    if missed > BUDGET_TOLERANCE:
+        raise MaskDMError(
+            f"budget.train_flops={params.budget.train_flops:.3g}: whole steps of arm {arm} miss it by {missed:.1%}; "
+            f"allowed: {BUDGET_TOLERANCE:.1%} (enlarge the budget or lower the batch sizes)"
+        )
+    return plan
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: of the GPU's allocator on a GPU, of this process (resident set) on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _flops_per_image(params: Params, num_tokens: int) -> float:
+    """`train_flops_per_image` of the network of `params`."""
+    with torch.device("meta"):
+        # A label costs its token and nothing else, so the number of classes does not matter here.
+        network = build_network(params, num_classes=1)
+    return train_flops_per_image(network, num_tokens)
+
+
+def _heldout_steps(params: Params, start_flops: float, step_flops: float, steps: int) -> tuple[int, ...]:
+    """Steps of a phase after which the held-out loss is measured: evenly spaced in the budget, and the last one."""
+    points = params.heldout.points
+    even = _steps_at((point / points for point in range(1, points)), params, start_flops, step_flops, steps)
+    return tuple(sorted({*even, steps} - {0}))
+
+
+def _steps_at(
+    shares: Iterable[float], params: Params, start_flops: float, step_flops: float, steps: int
+) -> dict[int, float]:
+    """The first step of a phase that reaches each share of the budget; shares outside the phase, and 1, are left out.
+
+    The end of an arm is not looked for: whole steps may end a little before or after the budget.
+    """
+    found = {}
+    for share in shares:
+        step = math.ceil((share * params.budget.train_flops - start_flops) / step_flops - 1e-6)
+        if share < 1 and 0 < step <= steps:
+            found[step] = share
+    return found

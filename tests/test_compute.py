@@ -1,0 +1,93 @@
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskdm.compute import PhasePlan, build_network, plan_finetune, plan_pretrain, train_flops_per_image
+from maskdm.config import BUDGET_TOLERANCE, Params, Recipe
+from maskdm.errors import MaskDMError
+from maskdm.uvit import UViT
+from tests.conftest import PARAMS, RECIPE
+
+
+def all_phases(params: Params, recipe: Recipe, arm: str) -> list[PhasePlan]:
+    return [*plan_pretrain(params, recipe, params.arms[arm].pretrain), plan_finetune(params, recipe, arm)]
+
+
+@pytest.mark.parametrize("tokens", [3, 16])
+def test_flops_are_those_of_the_matrix_products_written_out(network: UViT, tokens: int) -> None:
+    d, length, patch = 16, tokens + 1, 4
+    block = length * (3 * d * d + d * d + 8 * d * d) + 2 * length * length * d  # qkv, proj, mlp; scores and values
+    forward = 3 * block + length * 2 * d * d + tokens * (patch * d + d * patch)  # skip; embedding and head
+    # Backward costs twice the forward, but nothing needs the gradient with respect to the image.
+    assert train_flops_per_image(network, tokens) == 2 * (3 * forward - tokens * patch * d)
+
+
+def test_the_count_equals_the_counter_on_a_real_step(network: UViT) -> None:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(torch.randn(5, 16, 4), torch.zeros(5, dtype=torch.long)).sum().backward()
+    assert counter.get_total_flops() == 5 * train_flops_per_image(network, 16)
+
+
+@pytest.mark.parametrize("arm", ["scratch", "patch75", "staged"])
+def test_all_arms_spend_the_same_budget(params: Params, recipe: Recipe, arm: str) -> None:
+    phases = all_phases(params, recipe, arm)
+    assert phases[-1].train_flops(phases[-1].steps) == pytest.approx(params.budget.train_flops, rel=BUDGET_TOLERANCE)
+    network = build_network(params, None)
+    spent = sum(
+        phase.steps
+        * phase.batch_size
+        * train_flops_per_image(network, phase.mask.num_keep((4, 4)) if phase.mask else 16)
+        for phase in phases
+    )
+    assert phases[-1].train_flops(phases[-1].steps) == pytest.approx(spent)
+
+
+def test_phases_follow_each_other_without_a_gap(params: Params, recipe: Recipe) -> None:
+    phases = all_phases(params, recipe, "staged")
+    assert [phase.index for phase in phases] == [0, 1, 2]
+    assert phases[0].start_images == phases[0].start_flops == 0
+    for before, after in itertools.pairwise(phases):
+        assert after.start_images == before.images_seen(before.steps)
+        assert after.start_flops == before.train_flops(before.steps)
+
+
+@settings(deadline=None, max_examples=8)
+@given(snapshots=st.lists(st.floats(0.05, 0.95), max_size=4, unique=True), points=st.integers(1, 20))
+def test_every_snapshot_and_point_falls_into_one_phase(snapshots: list[float], points: int) -> None:
+    raw: dict[str, Any] = {**PARAMS, "heldout": {"images": 32, "points": points}}
+    raw["budget"] = {"train_flops": 2e9, "snapshots": [*sorted(snapshots), 1.0]}
+    params, recipe = Params.model_validate(raw), Recipe.model_validate(RECIPE)
+    phases = all_phases(params, recipe, "staged")
+    found = [share for phase in phases for share in phase.snapshot_steps.values()]
+    assert found == sorted(found)
+    assert set(found) <= set(snapshots)
+    for phase in phases:
+        assert phase.heldout_steps[-1] == phase.steps
+        for step, share in phase.snapshot_steps.items():
+            flops = share * params.budget.train_flops
+            assert phase.train_flops(step - 1) < flops * (1 + 1e-6)
+            assert phase.train_flops(step) >= flops * (1 - 1e-6)
+
+
+def test_an_arm_may_be_masked_all_the_way(settings: dict[str, Any], recipe: Recipe) -> None:
+    settings["pretrain"]["patch75"][0]["share"] = 1.0
+    assert plan_finetune(Params.model_validate(settings), recipe, "patch75").steps == 0
+
+
+def test_a_budget_too_small_for_whole_steps_is_rejected(settings: dict[str, Any], recipe: Recipe) -> None:
+    settings["budget"]["train_flops"] = 1e7
+    with pytest.raises(MaskDMError, match=r"budget\.train_flops=1e\+07: whole steps of arm scratch miss it by"):
+        plan_finetune(Params.model_validate(settings), recipe, "scratch")
+
+
+def test_a_phase_overrides_the_recipe(settings: dict[str, Any], recipe: Recipe) -> None:
+    settings["arms"]["patch75"]["finetune"]["override"] = {"lr": 1e-5}
+    params = Params.model_validate(settings)
+    assert plan_finetune(params, recipe, "patch75").optimisation.lr == 1e-5
+    assert plan_pretrain(params, recipe, "patch75")[0].optimisation == recipe.optimisation
