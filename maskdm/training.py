@@ -1,0 +1,325 @@
+"""The one training loop: pre-training, fine-tuning and the baseline differ in their `PhasePlan` alone.
+
+Order of images, masks, time steps and noise are functions of (seed, phase, step), so a run that was killed goes on
+from its last checkpoint with the same command and ends with the weights of an uninterrupted one.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from maskdm.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
+from maskdm.compute import PhasePlan
+from maskdm.config import Optimisation
+from maskdm.datasets.prepared import PreparedData, sample_order
+from maskdm.diffusion import HeldoutLoss, denoising_loss
+from maskdm.errors import MaskDMError
+from maskdm.interrupts import StopRequest
+from maskdm.masking import draw_ids_keep
+from maskdm.patches import gather_tokens, patchify
+from maskdm.progress import bar_interval
+from maskdm.seeding import generator
+from maskdm.uvit import UViT, parameter_groups
+
+CHECKPOINT_SECONDS = 30.0  # the most work that a kill can cost
+
+Row = dict[str, float]
+LogHistory = Callable[[list[Row]], None]
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a finished phase leaves behind."""
+
+    network: UViT  # EMA weights
+    history: list[Row]  # one row per measured held-out loss
+    seconds: list[float]  # training time at each row, from the start of the phase, without measuring and saving
+
+
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1, the range that the diffusion runs in."""
+    return pixels.float() / 127.5 - 1
+
+
+def lr_factor(step: int, steps: int, warmup: float, decay: float) -> float:
+    """Learning rate at `step` (from 1) as a share of its peak: a linear rise, a plateau, a linear fall to 0."""
+    rise = step / max(1.0, warmup * steps)
+    fall = (steps - step + 1) / (decay * steps) if decay else 1.0
+    return min(1.0, rise, fall)
+
+
+def ema_decay(step: int, steps: int, horizon: float) -> float:
+    """Decay after `step` steps (from 1): averages over about `horizon * steps` steps, over fewer at the start."""
+    return min(1 - 1 / max(1.0, horizon * steps), (1 + step) / (10 + step))
+
+
+class BatchLoader:
+    """Reads the batch of the next step from disk while the current one trains."""
+
+    def __init__(self, data: PreparedData, plan: PhasePlan, seed: int, with_labels: bool) -> None:
+        self.data, self.plan, self.seed, self.with_labels = data, plan, seed, with_labels
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Future[tuple[Tensor, Tensor | None]]] | None = None
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """The batch of `step` (from 1): uint8 images `[B, C, H, W]` and, if asked for, labels `[B]`."""
+        ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._pool.submit(self._read, step)
+        self._ahead = (step + 1, self._pool.submit(self._read, step + 1)) if step < self.plan.steps else None
+        return ready.result()
+
+    def close(self) -> None:
+        """Stop the reading thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
+        start = self.plan.images_seen(step - 1)
+        indices = sample_order(self.seed, len(self.data.train), start, self.plan.batch_size)
+        images = torch.from_numpy(self.data.train[indices])
+        if not self.with_labels or self.data.train_labels is None:
+            return images, None
+        return images, torch.from_numpy(self.data.train_labels[indices])
+
+
+class PhaseTrainer:
+    """Trains `network` in place through one phase.
+
+    Args:
+        network: on the device to train on; it holds the weights to start from.
+        schedule: noise schedule, which also says what the network predicts.
+        data: the prepared images.
+        plan: the phase.
+        heldout_loss: measured on the EMA weights at the steps that the plan names.
+        seed: of everything that is drawn.
+        folder: for the checkpoint and the snapshots (`snapshots/<permille of the budget>`).
+        log: called with all rows so far whenever they are safe in a checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: UViT,
+        schedule: DDPMScheduler,
+        data: PreparedData,
+        plan: PhasePlan,
+        heldout_loss: Callable[[nn.Module], float],
+        seed: int,
+        folder: Path,
+        log: LogHistory,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        self.network, self.schedule, self.data, self.plan = network, schedule, data, plan
+        self.heldout_loss, self.seed, self.folder, self.log = heldout_loss, seed, folder, log
+        self.checkpoint_seconds = checkpoint_seconds
+        self.device = next(network.parameters()).device
+        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        self.optimizer = make_optimizer(network, plan.optimisation)
+        self.step = 0
+        self.history: list[Row] = []
+        self.seconds: list[float] = []
+        self._train_seconds = 0.0
+        self._losses: list[Tensor] = []  # of the steps since the last row; read only when a row or checkpoint is due
+        self._grad_norms: list[Tensor] = []
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The whole state of this phase."""
+        return self.folder / f"phase{self.plan.index}.pt"
+
+    def run(self) -> PhaseResult:
+        """Train to the end of the phase, from its checkpoint if there is one.
+
+        Raises:
+            MaskDMError: the loss is not finite, a file cannot be written, or the checkpoint is corrupt.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, once the state is saved.
+        """
+        if state := load_checkpoint(self.checkpoint_path, self.device):
+            self.load_state_dict(state)
+        loader = BatchLoader(self.data, self.plan, self.seed, with_labels=self.network.num_classes is not None)
+        try:
+            with StopRequest() as stop, self._progress_bar() as bar:
+                self._train(loader, stop, bar)
+        finally:
+            loader.close()
+        self.log(self.history)
+        return PhaseResult(self.ema, self.history, self.seconds)
+
+    def train_step(self, images: Tensor, labels: Tensor | None) -> None:
+        """One optimiser step on uint8 images `[B, C, H, W]` of step `self.step + 1`."""
+        self.step += 1
+        random = generator(self.device, self.seed, "train", self.plan.index, self.step)
+        x_0, ids_keep = self._visible_tokens(images.to(self.device, non_blocking=True), random)
+        t = torch.randint(self.schedule.config.num_train_timesteps, (len(x_0),), generator=random, device=self.device)
+        noise = torch.randn(x_0.shape, generator=random, device=self.device)
+        labels = None if labels is None else labels.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = denoising_loss(self.network, self.schedule, x_0, t, noise, ids_keep, labels).mean()
+        loss.backward()
+        self._losses.append(loss.detach())
+        self._grad_norms.append(self._update())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed phase needs; what is drawn at random needs nothing."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "seconds": self.seconds,
+            "train_seconds": self._train_seconds,
+            "losses": self._losses,
+            "grad_norms": self._grad_norms,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`.
+
+        Raises:
+            MaskDMError: the state is of another network or another version.
+        """
+        try:
+            self.network.load_state_dict(state["network"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise MaskDMError(
+                f"{self.checkpoint_path}: does not fit this network ({' '.join(str(error).split())}); "
+                "delete it to start this phase again"
+            ) from error
+        self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
+        self._train_seconds, self._losses, self._grad_norms = (
+            state["train_seconds"],
+            state["losses"],
+            state["grad_norms"],
+        )
+
+    def _train(self, loader: BatchLoader, stop: StopRequest, bar: "tqdm[Any]") -> None:
+        self.network.train()
+        started = saved = time.perf_counter()
+        while self.step < self.plan.steps:
+            self.train_step(*loader(self.step + 1))
+            bar.update(self.plan.batch_size)
+            due = self.step in self.plan.heldout_steps
+            snapshot = self.plan.snapshot_steps.get(self.step)
+            checkpoint = (
+                stop.requested or self.step == self.plan.steps or time.perf_counter() - saved > self.checkpoint_seconds
+            )
+            if not (due or checkpoint or snapshot is not None):
+                continue
+            self._require_finite_losses()
+            self._train_seconds += time.perf_counter() - started
+            if due:
+                self._add_row()
+                bar.set_postfix(
+                    loss=f"{self.history[-1]['loss']:.4f}", heldout=f"{self.history[-1]['heldout_loss']:.4f}"
+                )
+            if snapshot is not None:
+                save_snapshot(snapshot_folder(self.folder, snapshot), self.ema)
+            if checkpoint:
+                save_checkpoint(self.checkpoint_path, self.state_dict())
+                self.log(self.history)
+                saved = time.perf_counter()
+            if stop.requested and self.step < self.plan.steps:
+                raise KeyboardInterrupt(f"saved at step {self.step} of {self.plan.steps}; the same command goes on")
+            started = time.perf_counter()
+
+    def _visible_tokens(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Clean tokens `[B, S, token_dim]` in [-1, 1] that the mask keeps, and their places `[B, S]`."""
+        if self.plan.optimisation.hflip:
+            flip = torch.rand(len(images), generator=random, device=self.device) < self.plan.optimisation.hflip
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        tokens = patchify(images, self.network.patch_size)
+        if self.plan.mask is None:
+            return to_unit_range(tokens), None
+        ids_keep = draw_ids_keep(self.plan.mask, self.network.grid, len(images), random)
+        return to_unit_range(gather_tokens(tokens, ids_keep)), ids_keep
+
+    def _update(self) -> Tensor:
+        """Clip, step, clear the gradients, average the weights; returns the norm of the unclipped gradient."""
+        settings = self.plan.optimisation
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.grad_clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * self._lr_factor()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = ema_decay(self.step, self.plan.steps, settings.ema_horizon)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - decay)
+        return norm.detach()
+
+    def _lr_factor(self) -> float:
+        return lr_factor(self.step, self.plan.steps, self.plan.optimisation.warmup, self.plan.optimisation.decay)
+
+    def _add_row(self) -> None:
+        self.history.append(
+            {
+                "step": self.step,
+                "phase": self.plan.index,
+                "images_seen": self.plan.images_seen(self.step),
+                "train_flops": self.plan.train_flops(self.step),
+                "loss": torch.stack(self._losses).mean().item(),
+                "lr": self.plan.optimisation.lr * self._lr_factor(),
+                "grad_norm": torch.stack(self._grad_norms).mean().item(),
+                "heldout_loss": self.heldout_loss(self.ema),
+            }
+        )
+        self.seconds.append(self._train_seconds)
+        self._losses, self._grad_norms = [], []
+
+    def _require_finite_losses(self) -> None:
+        """Stop before a spoilt state could be saved. Waits for the device, so only where something is saved."""
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses)
+        if torch.isfinite(losses).all():
+            return
+        first = int((~torch.isfinite(losses)).nonzero()[0])
+        kept = self.checkpoint_path if self.checkpoint_path.is_file() else "none was saved yet"
+        raise MaskDMError(
+            f"the {self.plan.stage} loss became {losses[first].item()} at step {self.step - len(losses) + 1 + first} "
+            f"of {self.plan.steps} (phase {self.plan.index}); last good checkpoint: {kept}; "
+            "try a smaller lr, a larger batch_size or grad_clip"
+        )
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        mask = "" if self.plan.mask is None else f" {self.plan.mask.strategy} {self.plan.effective_mask_ratio:.1%}"
+        return tqdm(
+            desc=f"{self.plan.stage}{mask}",
+            total=self.plan.steps * self.plan.batch_size,
+            initial=self.step * self.plan.batch_size,
+            unit="img",
+            unit_scale=True,
+            mininterval=bar_interval(),
+        )
+
+
+def make_optimizer(network: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on linear weights only."""
+    groups = parameter_groups(network, settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+def make_heldout_loss(
+    network: UViT, schedule: DDPMScheduler, data: PreparedData, num_images: int, seed: int, device: torch.device
+) -> HeldoutLoss:
+    """The held-out loss of the first `num_images` held-out images, the same for every run with this seed.
+
+    Raises:
+        MaskDMError: the data set holds out fewer images.
+    """
+    if num_images > len(data.heldout):
+        raise MaskDMError(f"heldout.images={num_images}; allowed: at most {len(data.heldout)}, the images held out")
+    images = torch.from_numpy(data.heldout[:num_images].copy()).to(device)
+    labels = None
+    if network.num_classes is not None and data.heldout_labels is not None:
+        labels = torch.from_numpy(data.heldout_labels[:num_images].copy()).to(device)
+    x_0 = to_unit_range(patchify(images, network.patch_size))
+    return HeldoutLoss(schedule, x_0, labels, generator("cpu", seed, "heldout"))
