@@ -1,0 +1,47 @@
+"""DVC stage `reference`: the real images that samples are compared with, and the floor of that comparison.
+
+The floor is what the metrics give for as many other real images as an evaluation has samples.
+"""
+
+import json
+
+from maskdm.config import load_params
+from maskdm.datasets.prepared import PreparedData
+from maskdm.device import choose_device
+from maskdm.errors import exit_with_one_line
+from maskdm.extractors import extract, load_extractor
+from maskdm.files import write_atomically
+from maskdm.metrics import build_reference, compare, floor_images
+from pipeline.paths import PREPARED, REFERENCE, ROOT
+
+RECORD = ROOT / "records" / "reference.json"
+
+
+def main() -> None:
+    """Write `data/reference/` and `records/reference.json`."""
+    with exit_with_one_line():
+        params = load_params(ROOT / "params.yaml")
+        evaluation = params.evaluation
+        data = PreparedData.open(PREPARED)
+        # first, so that too few images are reported at once and not after minutes
+        images, from_heldout = floor_images(data.train, data.heldout, evaluation)
+        extractor = load_extractor(evaluation, choose_device())
+        reference = build_reference(extractor, data.train, data.info["sha256"], evaluation)
+        floor = compare(extract(extractor, images, evaluation.batch_size), reference, evaluation, params.seed)
+        reference.save(REFERENCE)
+        record = {
+            "floor": floor,
+            "floor_images": from_heldout,
+            "floor_training_images": len(images) - from_heldout,
+            "reference_images": reference.key.count,
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            "input_size": extractor.input_size,
+            "data_sha256": reference.key.data_sha256,
+        }
+        content = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        write_atomically(RECORD, lambda file: file.write(content.encode()))
+
+
+if __name__ == "__main__":
+    main()
