@@ -1,0 +1,201 @@
+"""The record files of a stage: what it computed (the same on every machine), and where, when and how fast.
+
+They are committed to git; the report and the tracking store are made from them.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from maskdm.errors import MaskDMError
+
+if TYPE_CHECKING:
+    import torch
+
+Stage = Literal["pretrain", "finetune", "evaluate"]
+WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock")  # a change there does not change what a run computes
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage computed. Equal settings, data and code give equal bytes: nothing of the machine is in it."""
+
+    stage: Stage
+    key: str  # key of `pretrain`, or the arm
+    arm: str  # the arm it belongs to; a pre-training that several arms share: the first of them
+    identity: str  # fingerprint of settings, data and code: what tells one run from another
+    params: dict[str, Any]  # flat, the same names in every record
+    data: dict[str, Any]  # name, sha256, train, heldout, shape
+    summary: dict[str, int | float]  # final values
+    history: list[dict[str, Any]]  # one row a measurement
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where, when and how fast a record came about."""
+
+    started_at: str  # ISO 8601, UTC
+    git: dict[str, Any]  # of `git_state`
+    dvc: dict[str, Any]  # of `dvc_state`
+    hardware: dict[str, Any]  # of `hardware`
+    train_seconds: float  # the whole stage
+    images_per_second: float | None  # None: the stage did nothing (no pre-training)
+    peak_memory_bytes: int | None  # None: not measured
+    seconds: list[float]  # per row of the history: training so far; evaluate: that row alone
+    record_sha256: str = ""  # of the record's bytes; `write_record` fills it in
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+R = TypeVar("R", Record, Machine)
+
+
+def record_path(root: Path, stage: str, key: str) -> Path:
+    """`records/<stage>/<key>.json` below `root`."""
+    return root / "records" / stage / f"{key}.json"
+
+
+def write_record(root: Path, record: Record, machine: Machine) -> None:
+    """Write both files of a stage, each all or nothing.
+
+    Raises:
+        MaskDMError: a value is not finite, or the disk does not take the file.
+    """
+    path = record_path(root, record.stage, record.key)
+    content = _to_json(path, record)
+    machine = replace(machine, record_sha256=hashlib.sha256(content).hexdigest())
+    _write(path, content)
+    _write(_machine_path(path), _to_json(_machine_path(path), machine))
+
+
+def read_records(root: Path) -> list[tuple[Record, Machine | None]]:
+    """All records below `root`, in the order of the stages, then of the keys.
+
+    The second part is None where the file is missing, or belongs to another version of the record (DVC's run
+    cache restores a record, but not the time it once took).
+
+    Raises:
+        MaskDMError: a file is not valid JSON, or not a record.
+    """
+    paths = [path for stage in get_args(Stage) for path in sorted((root / "records" / stage).glob("*.json"))]
+    records = [(path, _read(path, Record)) for path in paths if not path.match("*.machine.json")]
+    return [(record, _matching_machine(path, record)) for path, record in records]
+
+
+def _matching_machine(path: Path, record: Record) -> Machine | None:
+    if not _machine_path(path).is_file():
+        return None
+    machine = _read(_machine_path(path), Machine)
+    if machine.record_sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+        return None
+    if len(machine.seconds) != len(record.history):
+        raise MaskDMError(
+            f"{_machine_path(path)}: {len(machine.seconds)} timings; allowed: {len(record.history)}, "
+            "as many as the record has rows"
+        )
+    return machine
+
+
+def _machine_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.machine.json")
+
+
+def _to_json(path: Path, content: Record | Machine) -> bytes:
+    try:
+        text = json.dumps(asdict(content), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise MaskDMError(f"{path}: a value is NaN or infinite; allowed: finite numbers") from None
+    return f"{text}\n".encode()
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise MaskDMError(f"{path}: not a valid record: {where + ': ' if where else ''}{problem['msg']}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MaskDMError(f"{path}: cannot write it: {error.strerror}") from error
+
+
+# --- facts about the machine and the checkout ---------------------------------------------------------------
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """`commit`, `branch` (None if detached) and `dirty` of the checkout at `root`; all None where there is none.
+
+    `dirty` counts new files too, but not what a run itself writes.
+    """
+    status = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in WRITTEN_BY_A_RUN))
+    return {
+        "commit": _git(root, "rev-parse", "--verify", "--quiet", "HEAD") or None,
+        "branch": _git(root, "symbolic-ref", "--short", "--quiet", "HEAD") or None,
+        "dirty": None if status is None else bool(status),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints; None if git is missing or fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def dvc_state(root: Path) -> dict[str, Any]:
+    """`stage`: the DVC stage that runs now; `data_md5`: the prepared data's hash in `dvc.lock`. None: not known."""
+    return {"stage": os.environ.get("DVC_STAGE"), "data_md5": _data_md5(root / "dvc.lock")}
+
+
+def _data_md5(lock: Path) -> str | None:
+    try:
+        stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
+        return next(str(out["md5"]) for out in stages["prepare"]["outs"] if out["path"] == "data/prepared")
+    except (OSError, YAMLError, KeyError, TypeError, StopIteration):  # no lock yet, or no `prepare` in it
+        return None
+
+
+def hardware(device: "torch.device") -> dict[str, Any]:
+    """What a stage runs on: `device`, `cpu`, `cores` (that it may use), `torch`, `precision` of matrix products."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch": str(torch.__version__),
+        "precision": "bfloat16" if on_gpu else "float32",
+    }
+
+
+def _cpu_name() -> str:
+    """The CPU's model; on Linux `platform` knows only the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
