@@ -1,0 +1,127 @@
+"""What the stages that train and evaluate share: the opened project, a run's identity and its parameters."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from maskdm.checkpoint import fingerprint
+from maskdm.compute import PhasePlan, build_network, plan_pretrain
+from maskdm.config import BlockMask, CropMask, Mask, Params, PatchMask, Recipe, flat, load_params, load_recipe
+from maskdm.datasets.prepared import PreparedData
+from maskdm.device import choose_device
+from maskdm.errors import MaskDMError
+from maskdm.files import file_sha256
+from pipeline.paths import PREPARED, ROOT
+
+
+@dataclass(frozen=True)
+class Project:
+    """The settings of a stage and where it runs."""
+
+    params: Params
+    recipe: Recipe
+    data: PreparedData
+    device: torch.device
+
+    @classmethod
+    def open(cls) -> "Project":
+        """Read the settings and open the prepared data.
+
+        Raises:
+            MaskDMError: a setting or the data is not usable.
+        """
+        params = load_params(ROOT / "params.yaml")
+        data = PreparedData.open(PREPARED)
+        if params.model.class_conditional and data.labels is None:
+            raise MaskDMError(f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false")
+        return cls(params, load_recipe(params.recipe, ROOT), data, choose_device())
+
+    def plans(self, pretrain: str) -> tuple[PhasePlan, ...]:
+        """The phases of a pre-training."""
+        return plan_pretrain(self.params, self.recipe, pretrain)
+
+    def num_parameters(self) -> int:
+        """Weights of the network."""
+        with torch.device("meta"):
+            return build_network(self.params, self.data.info["num_classes"]).num_parameters()
+
+    def data_record(self) -> dict[str, Any]:
+        """The data block of a run's record."""
+        return {key: self.data.info[key] for key in ("name", "sha256", "train", "heldout", "shape")}
+
+
+def chosen_key(arguments: list[str], known: Collection[str]) -> str:
+    """The one argument of a stage's command, a key of `params.yaml`.
+
+    Raises:
+        MaskDMError: there is no such key.
+    """
+    if len(arguments) != 2 or arguments[1] not in known:
+        raise MaskDMError(f"{' '.join(arguments[1:]) or 'no key'}: allowed: one of {', '.join(known)}")
+    return arguments[1]
+
+
+def identity(project: Project, code: tuple[str, ...], *parts: Any) -> str:
+    """A stage's fingerprint: what it was given, the data, the device's kind and the library files that compute it."""
+    hashes = {name: file_sha256(ROOT / "maskdm" / f"{name}.py") for name in code}
+    return fingerprint(hashes, project.data.info["sha256"], project.device.type, *parts)
+
+
+def run_params(project: Project, pretrain: str, plans: tuple[PhasePlan, ...]) -> dict[str, Any]:
+    """The flat parameters of a run, under the same names in every run so that MLflow's UI can compare them.
+
+    `mask.*` is the mask of the run itself, `pretrain.mask.*` that of the pre-training it builds on. Values of phases
+    in sequence are joined by arrows.
+    """
+    params = project.params
+    shared = flat(params.model_dump(include={"seed", "recipe", "data", "model"}))
+    schedule = project.recipe.model_dump(exclude={"optimisation"})
+    budget = {"budget.train_flops": params.budget.train_flops, "pretrain": pretrain}
+    size = {"num_parameters": project.num_parameters()}
+    before = _joined([mask_params(plan) for plan in project.plans(pretrain)] or [mask_params(None)])
+    own = _joined([{**mask_params(plan), **_optimisation_params(plan)} for plan in plans])
+    return shared | size | schedule | budget | {f"pretrain.{key}": value for key, value in before.items()} | own
+
+
+def mask_params(plan: PhasePlan | None) -> dict[str, Any]:
+    """The mask of a phase as flat parameters; without a mask the ratio is 0."""
+    mask: Mask | None = plan.mask if plan else None
+    removed = plan.effective_mask_ratio if plan else 0.0
+    return {
+        "mask.strategy": mask.strategy if mask else "none",
+        "mask.ratio": removed if mask is None or isinstance(mask, CropMask) else mask.ratio,
+        "mask.effective_ratio": removed,
+        "mask.size": _size(mask),
+    }
+
+
+def _size(mask: Mask | None) -> int:
+    """Tokens a side of what is kept or removed together; 0 without a mask."""
+    match mask:
+        case PatchMask():
+            return 1
+        case BlockMask():
+            return mask.block
+        case CropMask():
+            return mask.size
+    return 0
+
+
+def _optimisation_params(plan: PhasePlan) -> dict[str, Any]:
+    settings = flat(plan.optimisation)
+    return {"batch_size": plan.batch_size, "steps": plan.steps, "flops_per_image": plan.flops_per_image, **settings}
+
+
+def _joined(phases: list[dict[str, Any]]) -> dict[str, Any]:
+    """One value for each key: the phases' common one, or all of them with arrows between."""
+    return {
+        key: phases[0][key] if len({str(p[key]) for p in phases}) == 1 else " -> ".join(str(p[key]) for p in phases)
+        for key in (phases[0] if phases else {})
+    }
+
+
+def plan_as_json(plan: PhasePlan) -> dict[str, Any]:
+    """A plan for a fingerprint."""
+    return {**asdict(plan), "mask": plan.mask and plan.mask.model_dump(), "optimisation": flat(plan.optimisation)}

@@ -1,0 +1,37 @@
+"""DVC stage `masks`: a few drawn masks of every pre-training phase, for the figure of the mask strategies."""
+
+import numpy as np
+import torch
+
+from maskdm.config import Mask, load_params
+from maskdm.errors import exit_with_one_line
+from maskdm.files import write_atomically
+from maskdm.masking import draw_ids_keep
+from maskdm.seeding import generator
+from pipeline.paths import ROOT
+
+OUT = ROOT / "runs" / "masks.npz"
+COUNT = 16
+
+
+def main() -> None:
+    """Write `runs/masks.npz`: "<key of pretrain>/<phase>" -> bool `[COUNT, rows, columns]`, True where kept."""
+    with exit_with_one_line():
+        params = load_params(ROOT / "params.yaml")
+        drawn = {
+            f"{key}/{index}": visible(phase.mask, params.grid, params.seed)
+            for key, phases in params.pretrain.items()
+            for index, phase in enumerate(phases)
+        }
+        write_atomically(OUT, lambda file: np.savez(file, **drawn))  # type: ignore[arg-type]  # numpy's own stub errs
+
+
+def visible(mask: Mask, grid: tuple[int, int], seed: int) -> np.ndarray:
+    """`COUNT` masks as pictures."""
+    ids_keep = draw_ids_keep(mask, grid, COUNT, generator("cpu", seed, "masks"))
+    kept = torch.zeros(COUNT, grid[0] * grid[1], dtype=torch.bool).scatter_(1, ids_keep, True)
+    return kept.reshape(COUNT, *grid).numpy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What the stages `pretrain` and `finetune` share: train phases one after another, keep weights, write the record."""
+
+import copy
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from maskdm import tracking
+from maskdm.checkpoint import network_sha256, save_snapshot
+from maskdm.compute import PhasePlan, peak_memory_bytes
+from maskdm.diffusion import noise_schedule
+from maskdm.records import Machine, Record, dvc_state, git_state, hardware, write_record
+from maskdm.training import LogHistory, PhaseResult, PhaseTrainer, Row, make_heldout_loss
+from maskdm.uvit import UViT
+from pipeline.common import Project, identity, plan_as_json, run_params
+from pipeline.paths import ROOT, snapshots_folder, weights_folder, work_folder
+
+TrainingStage = Literal["pretrain", "finetune"]
+# The library files whose code decides the weights: dvc.yaml lists the same ones as dependencies.
+CODE = (
+    "checkpoint",
+    "compute",
+    "config",
+    "datasets/prepared",
+    "device",
+    "diffusion",
+    "files",
+    "interrupts",
+    "masking",
+    "patches",
+    "seeding",
+    "training",
+    "uvit",
+)
+SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")  # final values
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All phases of a stage, joined."""
+
+    network: UViT  # EMA weights of the last phase
+    history: list[Row]
+    seconds: list[float]  # at each row, from the start of the stage
+
+
+def run_stage(
+    project: Project, stage: TrainingStage, key: str, arm: str, plans: tuple[PhasePlan, ...], start: UViT
+) -> None:
+    """Train `start` through `plans` and write the stage's weights, snapshots and record. Goes on after a kill."""
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    plans = tuple(plan for plan in plans if plan.steps)
+    run_identity = identity(
+        project,
+        CODE,
+        [stage, key, project.params.seed, network_sha256(start), project.params.heldout.model_dump()],
+        project.recipe.model_dump(),
+        [plan_as_json(plan) for plan in plans],
+    )
+    params = {"arm": arm, **run_params(project, project.params.arms[arm].pretrain, plans)}
+    record = Record(stage, key, arm, run_identity, params, project.data_record(), summary={}, history=[])
+    folder = work_folder(stage, key, run_identity)
+    if not plans:  # the drawn weights of `scratch`, or an arm that is masked all the way: no run
+        keep_results(project, record, plans, Trained(start, [], []), folder, started_at)
+        return
+    with tracking.live_run(
+        ROOT, stage=stage, key=key, arm=arm, identity=run_identity, params=params, data=record.data
+    ) as run:
+        trained = train_phases(project, plans, start, folder, run.log_history)
+        run.log_machine(keep_results(project, record, plans, trained, folder, started_at))
+        run.log_artifact(weights_folder(stage, key))
+    shutil.rmtree(folder.parent, ignore_errors=True)  # the results are safe: nothing is left to resume
+
+
+def train_phases(project: Project, plans: tuple[PhasePlan, ...], start: UViT, folder: Path, log: LogHistory) -> Trained:
+    """Train through `plans`, each phase from the EMA weights of the one before."""
+    recipe, params = project.recipe, project.params
+    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    heldout = make_heldout_loss(start, schedule, project.data, params.heldout.images, params.seed, project.device)
+    trained = Trained(start, [], [])
+    for plan in plans:
+        trainer = PhaseTrainer(
+            network=copy.deepcopy(trained.network).requires_grad_(True),
+            schedule=schedule,
+            data=project.data,
+            plan=plan,
+            heldout_loss=heldout,
+            seed=params.seed,
+            folder=folder,
+            log=_after(trained.history, log),
+        )
+        trained = _joined(trained, trainer.run())
+    return trained
+
+
+def keep_results(
+    project: Project, record: Record, plans: tuple[PhasePlan, ...], trained: Trained, folder: Path, started_at: str
+) -> Machine:
+    """Write the stage's weights, the snapshots taken on the way and the record; returns its machine part."""
+    weights, snapshots = weights_folder(record.stage, record.key), snapshots_folder(record.stage, record.key)
+    save_snapshot(weights, trained.network)
+    shutil.rmtree(snapshots, ignore_errors=True)
+    if (folder / "snapshots").is_dir():
+        shutil.copytree(folder / "snapshots", snapshots)
+    seconds = trained.seconds[-1] if plans else 0.0
+    images = sum(plan.steps * plan.batch_size for plan in plans)
+    machine = Machine(
+        started_at=started_at,
+        git=git_state(ROOT),
+        dvc=dvc_state(ROOT),
+        hardware=hardware(project.device),
+        train_seconds=seconds,
+        images_per_second=images / seconds if plans else None,
+        peak_memory_bytes=peak_memory_bytes(project.device),
+        seconds=trained.seconds,
+    )
+    final = trained.history[-1] if plans else {}
+    summary = {name: final[name] for name in SUMMARY if name in final}
+    write_record(ROOT, replace(record, summary=summary, history=trained.history), machine)
+    return machine
+
+
+def _after(before: list[Row], log: LogHistory) -> LogHistory:
+    """Log a phase's rows behind those of the phases before it."""
+    return lambda rows: log(before + rows)
+
+
+def _joined(before: Trained, phase: PhaseResult) -> Trained:
+    offset = before.seconds[-1] if before.seconds else 0.0
+    return Trained(phase.network, before.history + phase.history, before.seconds + [offset + s for s in phase.seconds])

@@ -1,0 +1,33 @@
+"""A copy of the project in which a profile can run without touching the project's own settings and results.
+
+python -m tests.workspace FOLDER PROFILE
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCES = ("maskdm", "pipeline", "profiles", "dvc.yaml", ".dvcignore")
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def make_workspace(folder: Path, profile: str) -> None:
+    """Fill `folder` with the project's sources, with `profile` as its `params.yaml`; what was run there stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SOURCES:
+        source, target = PROJECT / name, folder / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    shutil.copy2(folder / "profiles" / f"{profile}.yaml", folder / "params.yaml")
+    if not (folder / ".dvc").is_dir():
+        subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+        for setting in ("core.analytics", "core.check_update"):
+            subprocess.run(["dvc", "config", setting, "false"], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    make_workspace(Path(sys.argv[1]), sys.argv[2])
