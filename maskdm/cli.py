@@ -1,0 +1,91 @@
+"""The command `maskdm`: choose a profile, see what it will cost, look at its runs. `dvc repro` runs the pipeline."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from maskdm.config import Params, load_params, load_recipe
+from maskdm.errors import MaskDMError, exit_with_one_line
+from maskdm.files import write_atomically
+
+PARAMS = Path("params.yaml")
+PROFILES = Path("profiles")
+
+
+def main() -> None:
+    """Parse the command line and run one command in the project's root."""
+    parser = argparse.ArgumentParser(prog="maskdm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    plan = commands.add_parser("plan", help="steps, images, FLOPs and estimated time of every arm; trains nothing")
+    plan.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
+    profile = commands.add_parser("profile", help="make a profile the one that `dvc repro` runs")
+    profile.add_argument("profile", help="a name in profiles/")
+    commands.add_parser("sync", help="rebuild MLflow's store from records/ (after a clone or a DVC cache hit)")
+    commands.add_parser("ui", help="MLflow's UI on the project's runs")
+    arguments = parser.parse_args()
+    with exit_with_one_line():
+        match arguments.command:
+            case "plan":
+                print_plan(arguments.profile)
+            case "profile":
+                select_profile(arguments.profile)
+            case "sync":
+                sync()
+            case "ui":
+                open_ui()
+
+
+def print_plan(profile: str | None) -> None:
+    """Print the dry run of a profile, or of `params.yaml`."""
+    params = load_params(PARAMS if profile is None else profile_path(profile))
+    recipe = load_recipe(params.recipe)
+    from maskdm.device import choose_device  # here: no other command waits for torch
+    from maskdm.plan import dry_run, table
+
+    print(table(dry_run(params, recipe, choose_device())))
+
+
+def select_profile(name: str) -> None:
+    """Copy a profile to `params.yaml`.
+
+    Raises:
+        MaskDMError: there is no such profile, it is not valid, or `params.yaml` holds edits that would be lost.
+    """
+    path = profile_path(name)
+    params: Params = load_params(path)
+    if PARAMS.is_file() and PARAMS.read_bytes() not in {p.read_bytes() for p in PROFILES.glob("*.yaml")}:
+        raise MaskDMError(
+            f"{PARAMS} has edits that no file in {PROFILES}/ holds; keep them as {PROFILES}/<name>.yaml, "
+            f"or undo them (git checkout {PARAMS}), then select again"
+        )
+    write_atomically(PARAMS, lambda file: file.write(path.read_bytes()))
+    print(f"{PARAMS} is now {path} ({', '.join(params.arms)}); run it with `dvc repro`", file=sys.stderr)
+
+
+def profile_path(name: str) -> Path:
+    """`profiles/<name>.yaml`.
+
+    Raises:
+        MaskDMError: there is none.
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise MaskDMError(f"profile {name}: there is no {path}; allowed: {known}")
+    return path
+
+
+def sync() -> None:
+    """Bring MLflow's store up to the record files."""
+    from maskdm import tracking
+
+    print(f"{tracking.sync(Path())} runs added or completed")
+
+
+def open_ui() -> None:
+    """Replace this process by MLflow's UI."""
+    from maskdm import tracking
+
+    command = tracking.ui_command(Path())
+    os.execvpe(command[0], command, tracking.ENVIRONMENT | os.environ)
