@@ -156,10 +156,10 @@ def sync(root: Path) -> int:
     Raises:
         MaskDMError: a record is corrupt, or the store cannot be reached.
     """
-    records = read_records(root)
+    runs = [pair for pair in read_records(root) if pair[0].history]  # a stage without a step was no run
     try:
         store = Store(root)
-        return sum(_sync_run(root, store, *pair) for pair in tqdm(records, desc="sync", unit="run"))
+        return sum(_sync_run(root, store, *pair) for pair in tqdm(runs, desc="sync", unit="run"))
     except Exception as error:
         raise MaskDMError(f"tracking store {_reason(root, error)}") from error
 

@@ -1,0 +1,54 @@
+"""One direction of data: what may never import what (DESIGN)."""
+
+import pytest
+
+from tests.imports import PROJECT, closure, imported_names, project_imports
+
+MODULES = sorted(p for folder in ("maskdm", "pipeline") for p in (PROJECT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("importer", "never"),
+    [
+        ("uvit", {"masking", "diffusion", "config"}),
+        ("diffusion", {"masking", "training", "config"}),
+        ("sampling", {"training"}),
+        ("metrics", {"training"}),
+        ("extractors", {"training"}),
+        ("training", {"metrics", "extractors", "tracking", "records", "report", "figures"}),
+        ("report", {"training", "tracking", "metrics"}),
+    ],
+)
+def test_a_module_does_not_know_what_comes_after_it(importer: str, never: set[str]) -> None:
+    assert not {path.stem for path in project_imports(PROJECT / "maskdm" / f"{importer}.py")} & never
+
+
+def test_the_library_knows_neither_the_pipeline_nor_dvc() -> None:
+    for path in (PROJECT / "maskdm").rglob("*.py"):
+        assert not {name.split(".")[0] for name in imported_names(path)} & {"pipeline", "dvc"}, path
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    assert {path.stem for path in MODULES if any(n.split(".")[0] == "mlflow" for n in imported_names(path))} == {
+        "tracking"
+    }
+
+
+def test_the_report_needs_no_torch() -> None:
+    for path in closure(PROJECT / "pipeline" / "report.py", without=frozenset({"records"})):
+        assert not any(name.split(".")[0] == "torch" for name in imported_names(path)), path
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(path: str, trail: tuple[str, ...]) -> None:
+        assert path not in trail, " -> ".join((*trail, path))
+        if path in done:
+            return
+        for imported in sorted(map(str, project_imports(PROJECT / path))):
+            visit(imported, (*trail, path))
+        done.add(path)
+
+    for module in MODULES:
+        visit(str(module), ())

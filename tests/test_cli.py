@@ -1,0 +1,64 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskdm import cli
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two profiles and their recipe."""
+    for name in ("profiles/smoke.yaml", "profiles/default.yaml", "profiles/recipes/tuned.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["maskdm", *arguments])
+    cli.main()
+
+
+def test_a_profile_becomes_params(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("smoke", "default"):
+        run(monkeypatch, "profile", name)
+        assert (project / "params.yaml").read_bytes() == (project / "profiles" / f"{name}.yaml").read_bytes()
+
+
+def test_edits_of_params_are_not_overwritten(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = (project / "profiles" / "smoke.yaml").read_text().replace("seed: 0", "seed: 1")
+    (project / "params.yaml").write_text(edited)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "profile", "default")
+    assert "has edits that no file in profiles/ holds" in capsys.readouterr().err
+    assert (project / "params.yaml").read_text() == edited
+
+
+def test_an_unknown_profile_is_one_line_with_the_known_ones(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "profile", "celeba")
+    assert (
+        capsys.readouterr().err == "error: profile celeba: there is no profiles/celeba.yaml; allowed: default, smoke\n"
+    )
+
+
+def test_the_plan_names_every_phase_and_trains_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("maskdm.plan.BURST_SECONDS", 0.1)
+    run(monkeypatch, "plan", "smoke")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    phases = [line[:2] for line in lines[1:-1]]
+    assert phases.count(["staged", "pretrain"]) == 2
+    totals = [line for line in lines if line[1] == "total"]
+    assert [line[0] for line in totals] == ["scratch", "patch75", "staged", "crop2"]
+    assert all(float(line[3]) == pytest.approx(1e11, rel=0.005) for line in totals)
+    assert {p.name for p in project.iterdir()} == {"profiles"}

@@ -1,0 +1,221 @@
+"""The stages through their real entry points: DVC's lists, `dvc repro` at toy scale, kills, and bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import evaluate, training
+from tests.conftest import PARAMS
+from tests.imports import PROJECT, closure
+from tests.workspace import make_workspace
+
+SHOWN_ONLY = frozenset({"errors", "progress", "records", "tracking"})  # they show and keep what was computed
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def dvc_stages() -> dict[str, dict[str, Any]]:
+    stages = YAML(typ="safe", pure=True).load(PROJECT / "dvc.yaml")["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize("name", dvc_stages())
+def test_a_stage_depends_on_exactly_the_code_that_decides_its_result(name: str) -> None:
+    listed = {dep for dep in dvc_stages()[name]["deps"] if dep.startswith(("maskdm", "pipeline"))}
+    if "maskdm/datasets" in listed:
+        listed |= {str(p.relative_to(PROJECT)) for p in (PROJECT / "maskdm" / "datasets").glob("[!_]*.py")}
+        listed.remove("maskdm/datasets")
+    shown = SHOWN_ONLY - {"records"} if name == "report" else SHOWN_ONLY  # the report reads the records
+    imported = closure(PROJECT / "pipeline" / f"{name}.py", without=shown)
+    assert listed == {str(path.relative_to(PROJECT)) for path in imported}
+
+
+@pytest.mark.parametrize(("name", "code"), [("finetune", training.CODE), ("evaluate", evaluate.CODE)])
+def test_a_runs_identity_covers_the_library_files_that_dvc_lists(name: str, code: tuple[str, ...]) -> None:
+    listed = {dep for dep in dvc_stages()[name]["deps"] if dep.startswith("maskdm/")}
+    assert {f"maskdm/{module}.py" for module in code} == listed
+
+
+# --- the whole pipeline -------------------------------------------------------------------------------------
+
+
+def write_params(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A comparison of two arms, one with two masked phases, that trains in seconds."""
+    params = json.loads(json.dumps(PARAMS)) | changes
+    params["pretrain"] = {"none": [], "staged": params["pretrain"]["staged"]}
+    params["arms"] = {name: params["arms"][name] for name in ("scratch", "staged")}
+    with (folder / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params, file)
+    return params
+
+
+def command(folder: Path, *arguments: str, expect: int = 0, **environment: str) -> str:
+    """Run a command in `folder`; returns what it printed."""
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env=ENVIRONMENT | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+def stage(folder: Path, name: str, *arguments: str, expect: int = 0, **environment: str) -> str:
+    return command(folder, sys.executable, "-m", f"pipeline.{name}", *arguments, expect=expect, **environment)
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '(.*)'", output)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which `dvc repro` has run once."""
+    folder = tmp_path_factory.mktemp("project")
+    make_workspace(folder, "smoke")
+    write_params(folder)
+    output = command(folder, "dvc", "repro")
+    assert len(stages_run(output)) == 10
+    assert "warning" not in output
+    return folder
+
+
+def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:
+    report = (project / "reports" / "report.md").read_text()
+    assert "## Answer" in report
+    records = {str(p.relative_to(project / "records")) for p in (project / "records").rglob("*.json")}
+    assert {"reference.json", "pretrain/none.json", "finetune/staged.json", "evaluate/scratch.machine.json"} <= records
+    assert "0 runs added or completed" in command(project, "maskdm", "sync")
+
+
+def test_both_arms_spent_the_same_compute_and_started_from_the_same_weights(project: Path) -> None:
+    spent = [
+        json.loads((project / "records" / "finetune" / f"{arm}.json").read_text())["summary"]["train_flops"]
+        for arm in ("scratch", "staged")
+    ]
+    assert spent[0] == pytest.approx(spent[1], rel=0.01)
+
+
+def test_a_second_repro_does_nothing(project: Path) -> None:
+    assert stages_run(command(project, "dvc", "repro")) == []
+
+
+def test_an_edit_of_the_report_retrains_nothing(project: Path) -> None:
+    path = project / "maskdm" / "figures.py"
+    path.write_text(path.read_text() + "\n# an edit\n")
+    assert stages_run(command(project, "dvc", "repro")) == ["report"]
+
+
+def test_a_changed_arm_is_run_again_and_no_other(project: Path) -> None:
+    params = json.loads(json.dumps(PARAMS))
+    params["pretrain"]["staged"][1]["mask"]["size"] = 2
+    before = (project / "records" / "finetune" / "scratch.json").read_bytes()
+    write_params(project, pretrain=params["pretrain"])
+    ran = stages_run(command(project, "dvc", "repro"))
+    assert sorted(ran) == ["evaluate@staged", "finetune@staged", "masks", "pretrain@staged", "report"]
+    assert (project / "records" / "finetune" / "scratch.json").read_bytes() == before
+
+
+# --- one stage at a time ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with its data, and nothing trained."""
+    folder = tmp_path_factory.mktemp("prepared")
+    make_workspace(folder, "smoke")
+    write_params(folder, budget={"train_flops": 2e10, "snapshots": [0.5, 1.0]})
+    stage(folder, "prepare")
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    (file,) = (folder / "runs" / "pretrain" / "staged" / "weights").glob("*.safetensors")
+    return file.read_bytes()
+
+
+def start_training(folder: Path) -> "subprocess.Popen[str]":
+    """The stage pretrain@staged, under way and with a checkpoint saved; checkpoints are taken at every step."""
+    code = (
+        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0,)\n"
+        "import sys; sys.argv = ['pretrain', 'staged']\n"
+        "from pipeline.pretrain import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not list((folder / "work").glob("*/*/phase1.pt")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def test_a_killed_stage_goes_on_with_the_same_command_to_the_same_weights(prepared: Path) -> None:
+    killed = start_training(prepared)
+    killed.kill()
+    killed.communicate()
+    assert not (prepared / "records" / "pretrain" / "staged.json").exists()
+    stage(prepared, "pretrain", "staged")
+    resumed, record = weights(prepared), (prepared / "records" / "pretrain" / "staged.json").read_bytes()
+    assert not list((prepared / "work").glob("*/*"))
+
+    interrupted = start_training(prepared)
+    interrupted.send_signal(signal.SIGINT)
+    _, said = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130
+    assert re.search(r"interrupted: saved at step \d+ of \d+; the same command goes on", said)
+    stage(prepared, "pretrain", "staged")
+    assert weights(prepared) == resumed
+
+    stage(prepared, "pretrain", "staged")  # without a break
+    assert weights(prepared) == resumed
+    assert (prepared / "records" / "pretrain" / "staged.json").read_bytes() == record
+
+
+def test_an_unreachable_tracking_server_does_not_stop_training(prepared: Path) -> None:
+    server = "http://127.0.0.1:9"
+    output = stage(prepared, "pretrain", "staged", MLFLOW_TRACKING_URI=server)
+    assert output.count("warning: tracking stops") == 1
+    assert "`maskdm sync` uploads them" in output
+    store = f"sqlite:///{prepared / 'elsewhere.db'}"
+    assert "1 runs added or completed" in command(prepared, "maskdm", "sync", MLFLOW_TRACKING_URI=store)
+    refused = command(prepared, "maskdm", "sync", expect=2, MLFLOW_TRACKING_URI=server)
+    assert refused.strip().splitlines()[-1].startswith(f"error: tracking store {server}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("pretrain", "stagged"), "error: stagged: allowed: one of none, staged"),
+        (("finetune", "staged"), "error: runs/pretrain/staged/weights: no such folder"),
+        (("evaluate", "scratch"), "error: data/reference"),
+        (("report",), "error: records/"),
+    ],
+)
+def test_a_missing_input_is_one_line(tmp_path: Path, prepared: Path, arguments: tuple[str, ...], says: str) -> None:
+    make_workspace(tmp_path, "smoke")
+    write_params(tmp_path)
+    stage(tmp_path, "prepare")
+    assert stage(tmp_path, *arguments, expect=2).strip().splitlines()[-1].startswith(says)
+
+
+def test_a_mistake_in_the_settings_stops_every_stage_with_one_line(tmp_path: Path) -> None:
+    make_workspace(tmp_path, "smoke")
+    write_params(tmp_path, sead=1)
+    output = stage(tmp_path, "prepare", expect=2)
+    assert output.strip() == "error: params.yaml: sead is not a known key; did you mean seed?"
+    assert not (tmp_path / "data").exists()
