@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from maskdm.analysis import FLOOR, compute_to_target, distance_metric
 from maskdm.files import write_atomically
-from maskdm.report import FLOOR, compute_to_target, distance_metric, percent, si_prefix
+from maskdm.units import percent, si_prefix
 
 Color = tuple[float, float, float]
 Colors = Mapping[str, Color]  # one an arm, the same in all figures; its order is the order of the legends
@@ -82,7 +83,7 @@ def heldout_loss(losses: pd.DataFrame, colors: Colors, baseline: str, cost: str 
     """The held-out loss against `cost` (`train_flops` or `train_seconds`): the whole run, and its end enlarged.
 
     Args:
-        losses: what `report.heldout_losses` returns.
+        losses: what `analysis.heldout_losses` returns.
         colors: what `arm_colors` returns.
         baseline: the arm whose final loss the right panel marks.
         cost: the column of the horizontal axis.
@@ -145,7 +146,7 @@ def distances(measured: pd.DataFrame, colors: Colors, cost: str = "train_flops")
     """The Fréchet distance and KID at each snapshot against `cost`, each with its floor.
 
     Args:
-        measured: what `report.distances` returns.
+        measured: what `analysis.distances` returns.
         colors: what `arm_colors` returns.
         cost: the column of the horizontal axis.
     """

@@ -11,12 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from maskdm import figures
+from maskdm.analysis import arms_table, distances, heldout_losses, mask_name
 from maskdm.config import Params, effective_mask_ratio, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.files import reason, write_atomically
 from maskdm.records import read_records
-from maskdm.report import CAPTIONS, arms_table, distances, heldout_losses, markdown, mask_name, percent
+from maskdm.report import CAPTIONS, markdown
+from maskdm.units import percent
 from pipeline.paths import PREPARED, ROOT
 
 REFERENCE = ROOT / "records" / "reference.json"

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from maskdm import figures
-from maskdm.report import FLOOR
+from maskdm.analysis import FLOOR
 
 COLORS = figures.arm_colors(["scratch", "block90"], "scratch")
 
