@@ -51,39 +51,32 @@ QUALITY = re.compile(r"heldout_loss|fid|fd_.*|kid")  # also logged against compu
 
 @dataclass(frozen=True)
 class Subject:
-    """What one run is about: as in the record and its machine-dependent part."""
+    """What one run is about."""
 
-    stage: str
-    key: str
-    arm: str
-    identity: str
-    params: dict[str, Any]
-    data: dict[str, Any]
-    git: dict[str, Any]
-    dvc: dict[str, Any]
+    record: Record  # its history and summary are not read
+    git: dict[str, Any]  # of `records.git_state`
+    dvc: dict[str, Any]  # of `records.dvc_state`
 
     @property
     def name(self) -> str:
         """As DVC names the stage."""
-        return f"{self.stage}@{self.key}"
+        return f"{self.record.stage}@{self.record.key}"
 
 
 # --- what stage scripts use ---------------------------------------------------------------------------------
 
 
 @contextmanager
-def live_run(
-    root: Path, *, stage: str, key: str, arm: str, identity: str, params: dict[str, Any], data: dict[str, Any]
-) -> Iterator["LiveRun"]:
+def live_run(root: Path, record: Record) -> Iterator["LiveRun"]:
     """The MLflow run of a stage while it computes. A run that the store has of this identity is taken up again.
 
     It ends as FINISHED, on an exception FAILED, on Ctrl-C KILLED. Tracking itself raises nothing.
 
     Args:
         root: the project; its `mlflow.db` is the store unless `MLFLOW_TRACKING_URI` names another.
-        stage, key, arm, identity, params, data: as in `Record`.
+        record: what the run is about; nothing is measured yet, so without history and summary.
     """
-    run = LiveRun(root, Subject(stage, key, arm, identity, params, data, git_state(root), dvc_state(root)))
+    run = LiveRun(root, Subject(record, git_state(root), dvc_state(root)))
     try:
         yield run
     except KeyboardInterrupt:
@@ -167,7 +160,7 @@ def sync(root: Path) -> int:
 def _sync_run(root: Path, store: "Store", record: Record, machine: Machine | None) -> bool:
     """Whether something was missing."""
     git, dvc = (machine.git, machine.dvc) if machine else ({}, {})
-    subject = Subject(record.stage, record.key, record.arm, record.identity, record.params, record.data, git, dvc)
+    subject = Subject(record, git, dvc)
     started, *times = _timestamps(record, machine)
     run = store.run(subject, started)
     run.log_history(record.history, times)
@@ -232,8 +225,10 @@ class Store:
     def run(self, subject: Subject, started: int) -> "StoredRun":
         """The run of `subject`, found by its identity or created below its arm's run; `started` in milliseconds."""
         with self._lock:
-            arm = self._find_or_create({"maskdm.role": "arm", "maskdm.arm": subject.arm}, {}, subject.arm, started)
-            identity = {"maskdm.run_id": f"{subject.name}:{subject.identity}"}
+            arm = self._find_or_create(
+                {"maskdm.role": "arm", "maskdm.arm": subject.record.arm}, {}, subject.record.arm, started
+            )
+            identity = {"maskdm.run_id": f"{subject.name}:{subject.record.identity}"}
             tags = _tags(subject) | {"mlflow.parentRunId": arm.info.run_id}
             run = self._find_or_create(identity, tags, subject.name, started)
             stored = StoredRun(self._client, run, arm)
@@ -280,7 +275,7 @@ class StoredRun:
         """Log the parameters and the data set, if the run lacks them. A parameter once logged stays as it is."""
         from mlflow.entities import Param
 
-        missing = [Param(name, str(value)) for name, value in subject.params.items() if name not in self._params]
+        missing = [Param(name, str(value)) for name, value in subject.record.params.items() if name not in self._params]
         self._client.log_batch(self.run_id, params=missing)
         if not self._has_data:
             self._client.log_inputs(self.run_id, [_data_set(subject)])
@@ -351,14 +346,14 @@ def _points(row: dict[str, Any]) -> Iterator[tuple[str, int, float]]:
 
 
 def _tags(subject: Subject) -> dict[str, str]:
-    params = json.dumps(subject.params, sort_keys=True, default=str)
+    params = json.dumps(subject.record.params, sort_keys=True, default=str)
     tags = {
-        "maskdm.stage": subject.stage,
-        "maskdm.key": subject.key,
-        "maskdm.arm": subject.arm,
+        "maskdm.stage": subject.record.stage,
+        "maskdm.key": subject.record.key,
+        "maskdm.arm": subject.record.arm,
         "maskdm.dvc_stage": subject.dvc.get("stage"),
         "maskdm.params_hash": hashlib.sha256(params.encode()).hexdigest()[:16],
-        "maskdm.data_hash": subject.data["sha256"][:16],
+        "maskdm.data_hash": subject.record.data["sha256"][:16],
         "mlflow.source.name": f"dvc.yaml:{subject.name}",  # as `dvc repro` takes it
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": subject.git.get("commit"),
@@ -372,11 +367,11 @@ def _data_set(subject: Subject) -> "DatasetInput":
     """The prepared data as an input of the run, with DVC's hash of it, or else our own, as the digest."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    data = subject.data
+    data = subject.record.data
     digest = subject.dvc.get("data_md5") or data["sha256"]
     source = json.dumps({"uri": "data/prepared"})
     data_set = Dataset(data["name"], digest[:36], "local", source, profile=json.dumps(data))  # 36: MLflow's limit
-    context = "evaluation" if subject.stage == "evaluate" else "training"
+    context = "evaluation" if subject.record.stage == "evaluate" else "training"
     return DatasetInput(data_set, [InputTag("mlflow.data.context", context)])
 
 

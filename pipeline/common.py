@@ -1,18 +1,23 @@
 """What the stages that train and evaluate share: the opened project, a run's identity and its parameters."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from maskdm.checkpoint import fingerprint
-from maskdm.compute import PhasePlan, build_network, plan_pretrain
+from maskdm.compute import PhasePlan, build_network, peak_memory_bytes, plan_pretrain
 from maskdm.config import BlockMask, CropMask, Mask, Params, PatchMask, Recipe, flat, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.device import choose_device
 from maskdm.errors import MaskDMError
 from maskdm.files import file_sha256
+from maskdm.records import Machine, Record, Stage, dvc_state, git_state, hardware
 from pipeline.paths import PREPARED, ROOT
 
 
@@ -47,9 +52,28 @@ class Project:
         with torch.device("meta"):
             return build_network(self.params, self.data.info["num_classes"]).num_parameters()
 
-    def data_record(self) -> dict[str, Any]:
-        """The data block of a run's record."""
-        return {key: self.data.info[key] for key in ("name", "sha256", "train", "heldout", "shape")}
+    def record(self, stage: Stage, key: str, arm: str, run_identity: str, params: dict[str, Any]) -> Record:
+        """The record of a stage before anything is measured."""
+        data = {key: self.data.info[key] for key in ("name", "sha256", "train", "heldout", "shape")}
+        return Record(stage, key, arm, run_identity, {"arm": arm, **params}, data, summary={}, history=[])
+
+    def machine(self, started_at: str, total_seconds: float, images: int, seconds: list[float]) -> Machine:
+        """Where, when and how fast a stage ran: `images` in `total_seconds`, with the `seconds` of its rows."""
+        return Machine(
+            started_at=started_at,
+            git=git_state(ROOT),
+            dvc=dvc_state(ROOT),
+            hardware=hardware(self.device),
+            train_seconds=total_seconds,
+            images_per_second=images / total_seconds if total_seconds else None,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            seconds=seconds,
+        )
+
+
+def now() -> str:
+    """ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def chosen_key(arguments: list[str], known: Collection[str]) -> str:
@@ -61,6 +85,25 @@ def chosen_key(arguments: list[str], known: Collection[str]) -> str:
     if len(arguments) != 2 or arguments[1] not in known:
         raise MaskDMError(f"{' '.join(arguments[1:]) or 'no key'}: allowed: one of {', '.join(known)}")
     return arguments[1]
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a work folder: a `dvc repro` that was killed may have left its stage running.
+
+    Raises:
+        MaskDMError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise MaskDMError(f"{folder}: another process is at this stage; wait for it, or stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def identity(project: Project, code: tuple[str, ...], *parts: Any) -> str:

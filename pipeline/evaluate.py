@@ -7,7 +7,9 @@ import json
 import shutil
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ from torch import Tensor
 
 from maskdm import tracking
 from maskdm.checkpoint import load_snapshot, snapshot_folder
-from maskdm.compute import PhasePlan, peak_memory_bytes, plan_finetune
+from maskdm.compute import PhasePlan, plan_finetune
+from maskdm.config import flat
 from maskdm.diffusion import noise_schedule
 from maskdm.errors import exit_with_one_line
 from maskdm.extractors import Extractor, extract, load_extractor
 from maskdm.files import file_sha256, write_atomically
 from maskdm.metrics import Reference, ReferenceKey, compare, load_reference
-from maskdm.records import Machine, Record, dvc_state, git_state, hardware, write_record
+from maskdm.records import write_record
 from maskdm.sampling import sample_images
 from maskdm.seeding import generator
-from pipeline.common import Project, chosen_key, identity, run_params
+from maskdm.uvit import UViT
+from pipeline.common import Project, chosen_key, exclusive, identity, now, run_params
 from pipeline.paths import REFERENCE, ROOT, weights_folder, work_folder
 
 # The library files whose code decides the result: dvc.yaml lists the same ones as dependencies.
@@ -58,61 +62,34 @@ def main() -> None:
 
 def run_stage(project: Project, arm: str) -> None:
     """Evaluate one arm. Goes on after a kill."""
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    params = project.params
-    pretrain = params.arms[arm].pretrain
-    plans = (*project.plans(pretrain), plan_finetune(params, project.recipe, arm))
-    snapshots = find_snapshots(project, arm)
+    started_at = now()
+    params, snapshots = project.params, find_snapshots(project, arm)
+    settings = params.model_dump(include={"sampling", "evaluation"})
     run_identity = identity(
         project,
         CODE,
-        ["evaluate", arm, params.seed, params.sampling.model_dump(), params.evaluation.model_dump()],
+        ["evaluate", arm, params.seed, settings],
         {share: weights_sha256(folder) for share, folder in snapshots.items()},
     )
-    work = work_folder("evaluate", arm, run_identity)
-    run_settings = {"arm": arm, **run_params(project, pretrain, ())}
-    extractor = load_extractor(params.evaluation, project.device)
-    reference = load_reference(
-        REFERENCE, ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation.reference)
+    record = project.record(
+        "evaluate", arm, arm, run_identity, run_params(project, params.arms[arm].pretrain, ()) | flat(settings)
     )
-    with tracking.live_run(
-        ROOT, stage="evaluate", key=arm, arm=arm, identity=run_identity, params=run_settings, data=project.data_record()
-    ) as run:
+    work = work_folder("evaluate", arm, run_identity)
+    judge = Judge.open(project, arm, work)
+    with exclusive(work), tracking.live_run(ROOT, record) as run:
         history: list[dict[str, Any]] = []
         seconds: list[float] = []
         for share, folder in snapshots.items():
-            row, took = cached(
-                work / f"{share}.json",
-                lambda s=share, f=folder: judge(project, plans, s, f, extractor, reference, work),
-            )
+            row, took = cached(work / f"{share}.json", partial(judge, share, folder))
             history.append(row)
             seconds.append(took)
             run.log_history(history)
+        machine = project.machine(started_at, sum(seconds), len(history) * params.evaluation.samples, seconds)
+        summary = {name: history[-1][name] for name in ("images_seen", "train_flops", *judge.metrics)}
         out = save_samples(arm, work)
-        run.log_artifact(out / "grid.png")
-        metrics = (extractor.metric_name, "kid", "precision", "recall", "images_seen", "train_flops")
-        record = Record(
-            stage="evaluate",
-            key=arm,
-            arm=arm,
-            identity=run_identity,
-            params=run_settings,
-            data=project.data_record(),
-            summary={name: history[-1][name] for name in metrics},
-            history=history,
-        )
-        machine = Machine(
-            started_at=started_at,
-            git=git_state(ROOT),
-            dvc=dvc_state(ROOT),
-            hardware=hardware(project.device),
-            train_seconds=sum(seconds),
-            images_per_second=params.evaluation.samples * len(history) / sum(seconds),
-            peak_memory_bytes=peak_memory_bytes(project.device),
-            seconds=seconds,
-        )
-        write_record(ROOT, record, machine)
+        write_record(ROOT, replace(record, summary=summary, history=history), machine)
         run.log_machine(machine)
+        run.log_artifact(out / "grid.png")
     shutil.rmtree(work.parent, ignore_errors=True)
 
 
@@ -129,39 +106,63 @@ def find_snapshots(project: Project, arm: str) -> dict[float, Path]:
     return found
 
 
-def judge(
-    project: Project,
-    plans: tuple[PhasePlan, ...],
-    share: float,
-    folder: Path,
-    extractor: Extractor,
-    reference: Reference,
-    work: Path,
-) -> dict[str, Any]:
-    """Sample one snapshot and compare: a row of the record. The last snapshot's first samples go to `work`."""
-    params, recipe = project.params, project.recipe
-    network = load_snapshot(folder, project.device)
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
-    labels = sample_labels(project) if network.num_classes is not None else None
-    images = sample_images(network, schedule, params.sampling, params.evaluation.samples, params.seed, labels)
-    if share == 1:
-        write_atomically(work / "samples.npy", lambda file: np.save(file, images[: GRID_SIDE**2]))
-    features = extract(extractor, images, params.evaluation.batch_size)
-    images_seen, train_flops = position(plans, share)
-    return {
-        "fraction": share,
-        "images_seen": images_seen,
-        "train_flops": train_flops,
-        **compare(features, reference, params.evaluation, params.seed),
-        "samples": params.evaluation.samples,
-        "reference": params.evaluation.reference,
-        "sampler": params.sampling.sampler,
-        "num_inference_steps": params.sampling.num_inference_steps,
-        "eta": params.sampling.eta,
-        "weights": "ema",
-        "extractor": extractor.name,
-        "input_size": extractor.input_size,
-    }
+@dataclass(frozen=True)
+class Judge:
+    """Samples a snapshot of an arm and compares the samples with real images."""
+
+    project: Project
+    plans: tuple[PhasePlan, ...]  # of the whole arm
+    extractor: Extractor
+    reference: Reference
+    work: Path  # where the last snapshot's first samples go
+
+    @classmethod
+    def open(cls, project: Project, arm: str, work: Path) -> "Judge":
+        """Load the extractor and the reference.
+
+        Raises:
+            MaskDMError: one of them is missing or is not what the settings ask for.
+        """
+        params = project.params
+        plans = (*project.plans(params.arms[arm].pretrain), plan_finetune(params, project.recipe, arm))
+        extractor = load_extractor(params.evaluation, project.device)
+        key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation.reference)
+        return cls(project, plans, extractor, load_reference(REFERENCE, key), work)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured."""
+        return (self.extractor.metric_name, "kid", "precision", "recall")
+
+    def __call__(self, share: float, folder: Path) -> dict[str, Any]:
+        """The row of the record for the snapshot in `folder`, taken at `share` of the budget."""
+        params = self.project.params
+        images = self.sample(load_snapshot(folder, self.project.device))
+        if share == 1:
+            write_atomically(self.work / "samples.npy", lambda file: np.save(file, images[: GRID_SIDE**2]))
+        features = extract(self.extractor, images, params.evaluation.batch_size)
+        images_seen, train_flops = position(self.plans, share)
+        return {
+            "fraction": share,
+            "images_seen": images_seen,
+            "train_flops": train_flops,
+            **compare(features, self.reference, params.evaluation, params.seed),
+            "samples": params.evaluation.samples,
+            "reference": params.evaluation.reference,
+            "sampler": params.sampling.sampler,
+            "num_inference_steps": params.sampling.num_inference_steps,
+            "eta": params.sampling.eta,
+            "weights": "ema",
+            "extractor": self.extractor.name,
+            "input_size": self.extractor.input_size,
+        }
+
+    def sample(self, network: UViT) -> np.ndarray:
+        """As many images as the settings ask for, uint8 `[n, C, H, W]`."""
+        params, recipe = self.project.params, self.project.recipe
+        schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+        labels = sample_labels(self.project) if network.num_classes is not None else None
+        return sample_images(network, schedule, params.sampling, params.evaluation.samples, params.seed, labels)
 
 
 def position(plans: tuple[PhasePlan, ...], share: float) -> tuple[int, float]:
@@ -180,7 +181,7 @@ def sample_labels(project: Project) -> Tensor:
     return labels[torch.randint(len(labels), (project.params.evaluation.samples,), generator=random)]
 
 
-def cached(path: Path, compute: Any) -> tuple[dict[str, Any], float]:
+def cached(path: Path, compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
     """What `compute()` returned and the seconds it took, from `path` if an earlier, killed run wrote it."""
     if not path.is_file():
         started = time.perf_counter()

@@ -3,18 +3,17 @@
 import copy
 import shutil
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from maskdm import tracking
 from maskdm.checkpoint import network_sha256, save_snapshot
-from maskdm.compute import PhasePlan, peak_memory_bytes
+from maskdm.compute import PhasePlan
 from maskdm.diffusion import noise_schedule
-from maskdm.records import Machine, Record, dvc_state, git_state, hardware, write_record
+from maskdm.records import Machine, Record, write_record
 from maskdm.training import LogHistory, PhaseResult, PhaseTrainer, Row, make_heldout_loss
 from maskdm.uvit import UViT
-from pipeline.common import Project, identity, plan_as_json, run_params
+from pipeline.common import Project, exclusive, identity, now, plan_as_json, run_params
 from pipeline.paths import ROOT, snapshots_folder, weights_folder, work_folder
 
 TrainingStage = Literal["pretrain", "finetune"]
@@ -50,7 +49,7 @@ def run_stage(
     project: Project, stage: TrainingStage, key: str, arm: str, plans: tuple[PhasePlan, ...], start: UViT
 ) -> None:
     """Train `start` through `plans` and write the stage's weights, snapshots and record. Goes on after a kill."""
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    started_at = now()
     plans = tuple(plan for plan in plans if plan.steps)
     run_identity = identity(
         project,
@@ -59,15 +58,13 @@ def run_stage(
         project.recipe.model_dump(),
         [plan_as_json(plan) for plan in plans],
     )
-    params = {"arm": arm, **run_params(project, project.params.arms[arm].pretrain, plans)}
-    record = Record(stage, key, arm, run_identity, params, project.data_record(), summary={}, history=[])
+    params = run_params(project, project.params.arms[arm].pretrain, plans)
+    record = project.record(stage, key, arm, run_identity, params)
     folder = work_folder(stage, key, run_identity)
     if not plans:  # the drawn weights of `scratch`, or an arm that is masked all the way: no run
         keep_results(project, record, plans, Trained(start, [], []), folder, started_at)
         return
-    with tracking.live_run(
-        ROOT, stage=stage, key=key, arm=arm, identity=run_identity, params=params, data=record.data
-    ) as run:
+    with exclusive(folder), tracking.live_run(ROOT, record) as run:
         trained = train_phases(project, plans, start, folder, run.log_history)
         run.log_machine(keep_results(project, record, plans, trained, folder, started_at))
         run.log_artifact(weights_folder(stage, key))
@@ -104,18 +101,8 @@ def keep_results(
     shutil.rmtree(snapshots, ignore_errors=True)
     if (folder / "snapshots").is_dir():
         shutil.copytree(folder / "snapshots", snapshots)
-    seconds = trained.seconds[-1] if plans else 0.0
     images = sum(plan.steps * plan.batch_size for plan in plans)
-    machine = Machine(
-        started_at=started_at,
-        git=git_state(ROOT),
-        dvc=dvc_state(ROOT),
-        hardware=hardware(project.device),
-        train_seconds=seconds,
-        images_per_second=images / seconds if plans else None,
-        peak_memory_bytes=peak_memory_bytes(project.device),
-        seconds=trained.seconds,
-    )
+    machine = project.machine(started_at, trained.seconds[-1] if plans else 0.0, images, trained.seconds)
     final = trained.history[-1] if plans else {}
     summary = {name: final[name] for name in SUMMARY if name in final}
     write_record(ROOT, replace(record, summary=summary, history=trained.history), machine)

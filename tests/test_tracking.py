@@ -78,8 +78,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def live(project: Path, arm: str, **changes: Any) -> AbstractContextManager[tracking.LiveRun]:
-    settings = {"stage": "finetune", "key": arm, "arm": arm, "identity": "1234abcd", "params": PARAMS, "data": DATA}
-    return tracking.live_run(project, **(settings | changes))
+    record = Record("finetune", arm, arm, "1234abcd", PARAMS, DATA, summary={}, history=[])
+    return tracking.live_run(project, replace(record, **changes))
 
 
 def client(project: Path) -> MlflowClient:
