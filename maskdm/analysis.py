@@ -224,7 +224,7 @@ def arms_table(params: Params, records: Records, losses: pd.DataFrame, measured:
 def mask_name(mask: Mask) -> str:
     """A mask in words, with its nominal ratio where it has one."""
     if mask.strategy == "crop":
-        return f"{mask.size}x{mask.size} crop"
+        return f"{mask.crop}x{mask.crop} crop"
     kind = f"{mask.block}x{mask.block} blocks" if mask.strategy == "block" else "patch-wise"
     return f"{kind}, {percent(mask.ratio)}"
 

@@ -25,7 +25,11 @@ BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this
 
 
 class Schema(BaseModel):
-    """A frozen block of settings: an unknown key, a missing key or a wrong type is an error."""
+    """A frozen block of settings: an unknown key, a missing key or a wrong type is an error.
+
+    No key may be called `size` or `nfiles`: DVC leaves keys of these names out of its run cache's hash, so that a
+    stage with a changed one would be restored from the cache instead of run again.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -74,19 +78,19 @@ class BlockMask(Schema):
 
 
 class CropMask(Schema):
-    """One `size x size` square of tokens at a random place is kept."""
+    """One `crop x crop` square of tokens at a random place is kept."""
 
     strategy: Literal["crop"]
-    size: Positive
+    crop: Positive
 
     def num_keep(self, grid: tuple[int, int]) -> int:
         """Tokens kept of a `(rows, columns)` grid."""
-        if self.size > min(grid) or self.size**2 >= grid[0] * grid[1]:
+        if self.crop > min(grid) or self.crop**2 >= grid[0] * grid[1]:
             raise ValueError(
-                f"mask.size={self.size} keeps everything or does not fit the {grid[0]}x{grid[1]} token grid; "
+                f"mask.crop={self.crop} keeps everything or does not fit the {grid[0]}x{grid[1]} token grid; "
                 f"allowed: 1 to {min(grid) - 1 if grid[0] == grid[1] else min(grid)}"
             )
-        return self.size**2
+        return self.crop**2
 
 
 Mask = Annotated[PatchMask | BlockMask | CropMask, Field(discriminator="strategy")]

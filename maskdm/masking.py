@@ -25,7 +25,7 @@ def draw_ids_keep(mask: Mask, grid: tuple[int, int], batch_size: int, generator:
             return _square_ids(_block_corners(blocks, grid, mask.block), mask.block, grid)
         case CropMask():
             mask.num_keep(grid)
-            return _square_ids(_random_corners(grid, mask.size, batch_size, generator), mask.size, grid)
+            return _square_ids(_random_corners(grid, mask.crop, batch_size, generator), mask.crop, grid)
 
 
 def _random_subset(total: int, keep: int, batch_size: int, generator: torch.Generator) -> Tensor:

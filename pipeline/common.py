@@ -148,7 +148,7 @@ def _size(mask: Mask | None) -> int:
         case BlockMask():
             return mask.block
         case CropMask():
-            return mask.size
+            return mask.crop
     return 0
 
 

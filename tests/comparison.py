@@ -93,7 +93,7 @@ def settings() -> dict[str, Any]:
             "none": [],
             "patch90": masked({"strategy": "patch", "ratio": 0.9}),
             "block90": masked({"strategy": "block", "ratio": 0.9, "block": 2}),
-            "crop3": masked({"strategy": "crop", "size": 3}),
+            "crop3": masked({"strategy": "crop", "crop": 3}),
         },
         "arms": {
             "scratch": {"pretrain": "none", "finetune": {"batch_size": 64}},

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from maskdm.config import BlockMask, CropMask, Params, PatchMask, effective_mask_ratio, flat, load_params, load_recipe
+from maskdm.config import (
+    BlockMask,
+    CropMask,
+    Params,
+    PatchMask,
+    Schema,
+    effective_mask_ratio,
+    flat,
+    load_params,
+    load_recipe,
+)
 from maskdm.errors import MaskDMError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -52,7 +62,7 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("pretrain.patch75.0.mask.ratio", 0.01, "mask.ratio=0.01 keeps everything (16 of 16 tokens)"),
         ("pretrain.patch75.0.mask.ratio", 1.0, "pretrain.patch75.0.mask.ratio=1.0"),
         ("pretrain.staged.0.mask.block", 3, "mask.block=3 does not divide the 4x4 token grid; allowed: [1, 2]"),
-        ("pretrain.staged.1.mask.size", 4, "mask.size=4 keeps everything or does not fit the 4x4 token grid"),
+        ("pretrain.staged.1.mask.crop", 4, "mask.crop=4 keeps everything or does not fit the 4x4 token grid"),
         ("pretrain.staged.1.mask.strategy", "stripes", "stripes"),
         ("pretrain.staged.1.share", 0.9, "pretrain.staged: the shares add up to more than 1"),
         ("pretrain.staged.1.override", {"learning_rate": 1.0}, "override.learning_rate is not a known key"),
@@ -105,6 +115,17 @@ def test_a_missing_file_and_an_unknown_recipe_are_named(tmp_path: Path) -> None:
         load_recipe("papper", PROJECT)
 
 
+def test_no_key_has_a_name_that_dvcs_run_cache_leaves_out() -> None:
+    from dvc_data.hashfile.meta import Meta
+
+    def schemas(schema: type[Schema]) -> set[type[Schema]]:
+        return {schema}.union(*(schemas(below) for below in schema.__subclasses__()))
+
+    keys = {key for schema in schemas(Schema) for key in schema.model_fields}
+    assert "crop" in keys
+    assert not keys & {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+
+
 @given(ratio=st.floats(0.01, 0.99), rows=st.integers(2, 16), columns=st.integers(2, 16))
 def test_a_mask_keeps_some_tokens_but_not_all_or_is_rejected(ratio: float, rows: int, columns: int) -> None:
     mask = PatchMask(strategy="patch", ratio=ratio)
@@ -123,8 +144,8 @@ def test_a_mask_keeps_some_tokens_but_not_all_or_is_rejected(ratio: float, rows:
         (PatchMask(strategy="patch", ratio=0.9), (8, 8), 58 / 64),
         (BlockMask(strategy="block", ratio=0.9, block=2), (8, 8), 0.875),  # 2 of 16 blocks
         (BlockMask(strategy="block", ratio=0.9, block=4), (16, 16), 0.875),
-        (CropMask(strategy="crop", size=3), (8, 8), 1 - 9 / 64),
-        (CropMask(strategy="crop", size=5), (16, 16), 1 - 25 / 256),  # the paper's 90 %
+        (CropMask(strategy="crop", crop=3), (8, 8), 1 - 9 / 64),
+        (CropMask(strategy="crop", crop=5), (16, 16), 1 - 25 / 256),  # the paper's 90 %
         (None, (8, 8), 0.0),
     ],
 )

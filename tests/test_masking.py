@@ -39,7 +39,7 @@ def test_block_masks_are_made_of_whole_aligned_blocks(grid: tuple[int, int], rat
 
 @given(grid=GRIDS, size=st.integers(1, 3))
 def test_crops_are_contiguous_squares(grid: tuple[int, int], size: int) -> None:
-    for kept in draw(CropMask(strategy="crop", size=size), grid):
+    for kept in draw(CropMask(strategy="crop", crop=size), grid):
         rows, columns = np.nonzero(kept)
         assert rows.max() - rows.min() == columns.max() - columns.min() == size - 1
         assert kept.sum() == size**2
@@ -56,7 +56,7 @@ def test_every_token_is_kept_equally_often(mask: Mask) -> None:
 
 
 def test_every_place_of_a_crop_is_equally_likely() -> None:
-    kept = draw(CropMask(strategy="crop", size=3), (8, 8), 20_000)
+    kept = draw(CropMask(strategy="crop", crop=3), (8, 8), 20_000)
     corners = kept.reshape(len(kept), -1).argmax(1)
     _, counts = np.unique(corners, return_counts=True)
     assert len(counts) == 36

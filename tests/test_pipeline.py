@@ -120,7 +120,7 @@ def test_an_edit_of_the_report_retrains_nothing(project: Path) -> None:
 
 def test_a_changed_arm_is_run_again_and_no_other(project: Path) -> None:
     params = json.loads(json.dumps(PARAMS))
-    params["pretrain"]["staged"][1]["mask"]["size"] = 2
+    params["pretrain"]["staged"][1]["mask"]["crop"] = 2
     before = (project / "records" / "finetune" / "scratch.json").read_bytes()
     write_params(project, pretrain=params["pretrain"])
     ran = stages_run(command(project, "dvc", "repro"))
