@@ -56,10 +56,10 @@ def caution(params: Params, arms: pd.DataFrame) -> str:
 
 def _heading(paid: set[str], masked: list[Row]) -> str:
     if len(paid) == len(masked):
-        return "Masked pre-training paid at this budget."
+        return "By held-out loss, masked pre-training paid at this budget."
     if not paid:
-        return "Masked pre-training did not pay at this budget."
-    return f"Masked pre-training paid for {len(paid)} of {len(masked)} arms at this budget."
+        return "By held-out loss, masked pre-training did not pay at this budget."
+    return f"By held-out loss, masked pre-training paid for {len(paid)} of {len(masked)} arms at this budget."
 
 
 def _loss_clause(arm: Row, base: Row) -> str:

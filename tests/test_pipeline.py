@@ -136,7 +136,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with its data, and nothing trained."""
     folder = tmp_path_factory.mktemp("prepared")
     make_workspace(folder, "smoke")
-    write_params(folder, budget={"train_flops": 2e10, "snapshots": [0.5, 1.0]})
+    write_params(folder, budget={"train_flops": 5e9, "snapshots": [0.5, 1.0]})
     stage(folder, "prepare")
     return folder
 

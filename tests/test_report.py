@@ -33,9 +33,9 @@ def answer(params: Params, **reduction: float) -> str:
 @pytest.mark.parametrize(
     ("reduction", "heading"),
     [
-        ({"crop3": 0.9}, "Masked pre-training paid at this budget."),
-        ({}, "Masked pre-training paid for 2 of 3 arms at this budget."),
-        ({"patch90": 1.1, "block90": 1.1}, "Masked pre-training did not pay at this budget."),
+        ({"crop3": 0.9}, "By held-out loss, masked pre-training paid at this budget."),
+        ({}, "By held-out loss, masked pre-training paid for 2 of 3 arms at this budget."),
+        ({"patch90": 1.1, "block90": 1.1}, "By held-out loss, masked pre-training did not pay at this budget."),
     ],
 )
 def test_the_answer_follows_the_numbers(params: Params, reduction: dict[str, float], heading: str) -> None:
