@@ -44,7 +44,7 @@ def test_the_answer_follows_the_numbers(params: Params, reduction: dict[str, flo
 
 def test_a_gain_within_the_tolerance_of_the_budgets_is_none(params: Params) -> None:
     text = answer(params, patch90=0.9999, block90=0.9999)
-    assert text.startswith("**Masked pre-training did not pay")
+    assert text.startswith("**By held-out loss, masked pre-training did not pay")
 
 
 def test_the_answer_states_the_number_both_ways(params: Params) -> None:
