@@ -1,6 +1,5 @@
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +9,12 @@ from hypothesis import strategies as st
 from maskdm import analysis, report
 from maskdm.config import Params
 from maskdm.errors import MaskDMError
-from tests.comparison import BUDGET, REFERENCE, SPEED, frames, make_records, settings, write_project
+from tests.comparison import BUDGET, REFERENCE, SPEED, frames, make_records, settings
 
 
 @pytest.fixture
 def params() -> Params:
     return Params.model_validate(settings())
-
-
-@pytest.fixture
-def project(tmp_path: Path, params: Params) -> Path:
-    write_project(tmp_path, settings(), make_records(params))
-    return tmp_path
 
 
 # --- statistics of one curve ----------------------------------------------------------------------------------
