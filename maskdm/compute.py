@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskdm.config import BUDGET_TOLERANCE, Mask, Optimisation, Params, Recipe, effective_mask_ratio
+from maskdm.config import BUDGET_TOLERANCE, Mask, Optimisation, Params, Phase, Recipe, effective_mask_ratio
 from maskdm.errors import MaskDMError
 from maskdm.uvit import UViT
 
@@ -76,26 +76,9 @@ def train_flops_per_image(network: UViT, num_tokens: int) -> float:
 def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, ...]:
     """The phases of `pretrain.<key>`, each with its share of the budget in whole steps."""
     plans: list[PhasePlan] = []
-    images, flops = 0, 0.0
-    for index, phase in enumerate(params.pretrain[key]):
-        cost = _flops_per_image(params, phase.mask.num_keep(params.grid))
-        steps = max(1, round(phase.share * params.budget.train_flops / (phase.batch_size * cost)))
-        plan = PhasePlan(
-            stage="pretrain",
-            index=index,
-            mask=phase.mask,
-            effective_mask_ratio=effective_mask_ratio(phase.mask, params.grid),
-            batch_size=phase.batch_size,
-            steps=steps,
-            optimisation=phase.optimisation(recipe),
-            flops_per_image=cost,
-            start_images=images,
-            start_flops=flops,
-            heldout_steps=_heldout_steps(params, flops, phase.batch_size * cost, steps),
-            snapshot_steps=_steps_at(params.budget.snapshots, params, flops, phase.batch_size * cost, steps),
-        )
-        plans.append(plan)
-        images, flops = plan.images_seen(steps), plan.train_flops(steps)
+    for phase in params.pretrain[key]:
+        before = plans[-1] if plans else None
+        plans.append(_plan_phase(params, recipe, phase, phase.mask, phase.share * params.budget.train_flops, before))
     return tuple(plans)
 
 
@@ -105,33 +88,40 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     Raises:
         MaskDMError: whole steps miss the budget by more than `BUDGET_TOLERANCE`.
     """
-    before = plan_pretrain(params, recipe, params.arms[arm].pretrain)
-    phase = params.arms[arm].finetune
-    images = before[-1].images_seen(before[-1].steps) if before else 0
-    flops = before[-1].train_flops(before[-1].steps) if before else 0.0
-    cost = _flops_per_image(params, params.grid[0] * params.grid[1])
-    steps = max(0, round((params.budget.train_flops - flops) / (phase.batch_size * cost)))
-    plan = PhasePlan(
-        stage="finetune",
-        index=len(before),
-        mask=None,
-        effective_mask_ratio=0.0,
-        batch_size=phase.batch_size,
-        steps=steps,
-        optimisation=phase.optimisation(recipe),
-        flops_per_image=cost,
-        start_images=images,
-        start_flops=flops,
-        heldout_steps=_heldout_steps(params, flops, phase.batch_size * cost, steps),
-        snapshot_steps=_steps_at(params.budget.snapshots, params, flops, phase.batch_size * cost, steps),
-    )
-    missed = abs(plan.train_flops(steps) / params.budget.train_flops - 1)
+    pretrain = plan_pretrain(params, recipe, params.arms[arm].pretrain)
+    before = pretrain[-1] if pretrain else None
+    rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
+    plan = _plan_phase(params, recipe, params.arms[arm].finetune, None, rest, before)
+    missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
     if missed > BUDGET_TOLERANCE:
         raise MaskDMError(
             f"budget.train_flops={params.budget.train_flops:.3g}: whole steps of arm {arm} miss it by {missed:.1%}; "
             f"allowed: {BUDGET_TOLERANCE:.1%} (enlarge the budget or lower the batch sizes)"
         )
     return plan
+
+
+def _plan_phase(
+    params: Params, recipe: Recipe, phase: Phase, mask: Mask | None, flops: float, before: PhasePlan | None
+) -> PhasePlan:
+    """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step."""
+    cost = _flops_per_image(params, mask.num_keep(params.grid) if mask else params.grid[0] * params.grid[1])
+    steps = max(1 if mask else 0, round(flops / (phase.batch_size * cost)))
+    start_flops = before.train_flops(before.steps) if before else 0.0
+    return PhasePlan(
+        stage="pretrain" if mask else "finetune",
+        index=before.index + 1 if before else 0,
+        mask=mask,
+        effective_mask_ratio=effective_mask_ratio(mask, params.grid),
+        batch_size=phase.batch_size,
+        steps=steps,
+        optimisation=phase.optimisation(recipe),
+        flops_per_image=cost,
+        start_images=before.images_seen(before.steps) if before else 0,
+        start_flops=start_flops,
+        heldout_steps=_heldout_steps(params, start_flops, phase.batch_size * cost, steps),
+        snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, phase.batch_size * cost, steps),
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

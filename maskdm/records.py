@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from maskdm.errors import MaskDMError
+from maskdm.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +76,9 @@ def write_record(root: Path, record: Record, machine: Machine) -> None:
     path = record_path(root, record.stage, record.key)
     content = _to_json(path, record)
     machine = replace(machine, record_sha256=hashlib.sha256(content).hexdigest())
-    _write(path, content)
-    _write(_machine_path(path), _to_json(_machine_path(path), machine))
+    write_atomically(path, lambda file: file.write(content))
+    timing = _to_json(_machine_path(path), machine)
+    write_atomically(_machine_path(path), lambda file: file.write(timing))
 
 
 def read_records(root: Path) -> list[tuple[Record, Machine | None]]:
@@ -126,17 +128,6 @@ def _read(path: Path, kind: type[R]) -> R:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise MaskDMError(f"{path}: not a valid record: {where + ': ' if where else ''}{problem['msg']}") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise MaskDMError(f"{path}: cannot write it: {error.strerror}") from error
 
 
 # --- facts about the machine and the checkout ---------------------------------------------------------------
