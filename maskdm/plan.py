@@ -1,8 +1,8 @@
 """The dry run: what a profile will train, what it will spend, and about how long that takes on this machine."""
 
 import dataclasses
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,25 +87,32 @@ def _cells(phase: PlannedPhase) -> tuple[object, ...]:
 
 def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
     """The fastest of a few training steps, the first one not counted."""
+    step = training_step(params, recipe, plan, device)
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 2 or (time.perf_counter() - started < BURST_SECONDS / 2 and len(times) < 20):
+        before = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - before)
+    return min(times[1:])
+
+
+def training_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> Callable[[], None]:
+    """A call that makes one more real step of the phase, always on the same random images, and waits for its end."""
     network = build_network(params, num_classes=10).to(device)
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     shape = (plan.batch_size, params.data.channels, params.data.image_size, params.data.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8)
     labels = torch.zeros(plan.batch_size, dtype=torch.long) if network.num_classes else None
-    unread = PreparedData(images.numpy(), None, {})  # the steps below are handed their batch
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = PhaseTrainer(
-            network, schedule, unread, plan, lambda _: 0.0, params.seed, Path(folder), log=lambda _: None
-        )
-        times: list[float] = []
-        started = time.perf_counter()
-        while len(times) < 2 or (time.perf_counter() - started < BURST_SECONDS / 2 and len(times) < 20):
-            before = time.perf_counter()
-            trainer.train_step(images, labels)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - before)
-    return min(times[1:])
+    unread = PreparedData(images.numpy(), None, {})  # the step is handed its batch, and nothing is saved
+    trainer = PhaseTrainer(network, schedule, unread, plan, lambda _: 0.0, params.seed, Path(), log=lambda _: None)
+
+    def step() -> None:
+        trainer.train_step(images, labels)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
 
 
 def _duration(seconds: float) -> str:

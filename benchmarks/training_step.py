@@ -1,0 +1,103 @@
+"""Images a second of the real training step, dense and masked, and its share of the machine's matrix product rate.
+
+`python -m benchmarks.training_step [--profile CASE]` prints a table; with a case, where the time of its step goes.
+"""
+
+import argparse
+import dataclasses
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.machine import interleaved, matmul_gflops
+from maskdm.compute import PhasePlan, build_network, plan_finetune, train_flops_per_image
+from maskdm.config import Params, PatchMask, load_params, load_recipe
+from maskdm.device import choose_device
+from maskdm.plan import training_step
+
+ROUNDS = 10
+RATIOS = (0.0, 0.5, 0.75, 0.9)
+# name: pixels, channels, (patch, width, depth, heads), batch size dense and masked
+NETWORKS = {
+    "default": (32, 1, (4, 96, 5, 3), 64, 256),
+    "4 M, 64 px": (64, 3, (4, 192, 9, 6), 32, 128),
+    "small, 44 M, 64 px": (64, 3, (4, 512, 13, 8), 8, 32),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", metavar="CASE", help="e.g. 'default, 90 %%'")
+    cases = {
+        f"{name}, {f'{ratio:.0%}'.replace('%', ' %') if ratio else 'dense'}": (name, ratio)
+        for name in NETWORKS
+        for ratio in RATIOS
+    }
+    chosen = parser.parse_args().profile
+    if chosen is None:
+        print(table())
+    elif chosen in cases:
+        print(where_time_goes(*cases[chosen]))
+    else:
+        parser.error(f"no case {chosen!r}; allowed: {'; '.join(cases)}")
+
+
+def table() -> str:
+    """A markdown table: all cases of a network in turn, so that they compare whatever the machine does meanwhile."""
+    lines = [
+        "| network | tokens removed | batch | images/s | GFLOP/s | of matmul rate (GFLOP/s) | of FLOP-ideal |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in NETWORKS:
+        plans = {ratio: phase(name, ratio)[1] for ratio in RATIOS}
+        steps = {
+            str(r): training_step(phase(name, r)[0], load_recipe("tuned"), plans[r], choose_device()) for r in RATIOS
+        }
+        before = matmul_gflops()
+        seconds = interleaved(steps, ROUNDS)
+        matmul = max(before, matmul_gflops())
+        rates = {r: plans[r].batch_size * plans[r].flops_per_image / median(seconds[str(r)]) / 1e9 for r in RATIOS}
+        for ratio, plan in plans.items():
+            images = rates[ratio] * 1e9 / plan.flops_per_image
+            lines.append(
+                f"| {name} | {plan.effective_mask_ratio:.1%} | {plan.batch_size} | {images:.1f} | {rates[ratio]:.0f} "
+                f"| {rates[ratio] / matmul:.2f} ({matmul:.0f}) | {rates[ratio] / rates[0.0]:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def where_time_goes(name: str, ratio: float) -> str:
+    """The profile of some steps, by operator."""
+    params, plan = phase(name, ratio)
+    step = training_step(params, load_recipe("tuned"), plan, choose_device())
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as measured:
+        for _ in range(ROUNDS):
+            step()
+    return str(measured.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=50))
+
+
+def phase(name: str, ratio: float) -> tuple[Params, PhasePlan]:
+    """The default profile with another network, and a phase that removes `ratio` of its tokens."""
+    pixels, channels, (patch, width, depth, heads), dense, masked = NETWORKS[name]
+    default = load_params("profiles/default.yaml")
+    data = default.data.model_copy(update={"image_size": pixels, "channels": channels})
+    shape = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
+    params = default.model_copy(update={"data": data, "model": default.model.model_copy(update=shape)})
+    plan = plan_finetune(params, load_recipe("tuned"), params.baseline)
+    if not ratio:
+        return params, dataclasses.replace(plan, batch_size=dense)
+    mask = PatchMask(strategy="patch", ratio=ratio)
+    tokens = params.grid[0] * params.grid[1]
+    kept = mask.num_keep(params.grid)
+    with torch.device("meta"):
+        cost = train_flops_per_image(build_network(params, num_classes=None), kept)
+    return params, dataclasses.replace(
+        plan, mask=mask, batch_size=masked, flops_per_image=cost, effective_mask_ratio=1 - kept / tokens
+    )
+
+
+if __name__ == "__main__":
+    main()
