@@ -4,9 +4,21 @@ import os
 
 import torch
 
+from maskdm.errors import MaskDMError
+
 
 def choose_device() -> torch.device:
-    """The GPU if there is one. Every operation is deterministic: the same seed gives the same weights."""
+    """The GPU of this process if there is one. Every operation is deterministic: the same seed gives the same weights.
+
+    Raises:
+        MaskDMError: torchrun started more processes than the machine has GPUs.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be deterministic
     torch.use_deterministic_algorithms(True)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun: the number of this process on its machine
+    if index >= (gpus := torch.cuda.device_count()):
+        raise MaskDMError(f"process {index + 1} on this machine; allowed: at most {gpus}, one for each GPU")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -3,10 +3,13 @@
 The schedule is diffusers' `DDPMScheduler`: the same object adds noise in training and configures the samplers.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
+
+from maskdm.processes import ALONE, Processes
 
 
 def noise_schedule(num_train_timesteps: int, beta_schedule: str, prediction_type: str) -> DDPMScheduler:
@@ -69,6 +72,7 @@ class HeldoutLoss:
         labels: classes `[n]`, for a network with classes.
         generator: draws the noise, once.
         batch_size: images a forward pass.
+        processes: those that share the images.
     """
 
     def __init__(
@@ -78,11 +82,15 @@ class HeldoutLoss:
         labels: Tensor | None,
         generator: torch.Generator,
         batch_size: int = 256,
+        processes: Processes = ALONE,
     ) -> None:
-        self.schedule, self.x_0, self.labels, self.batch_size = schedule, x_0, labels, batch_size
-        self.noise = torch.randn(x_0.shape, generator=generator, device=generator.device).to(x_0.device)
+        self.schedule, self.batch_size, self.processes = schedule, batch_size, processes
+        noise = torch.randn(x_0.shape, generator=generator, device=generator.device)
         odd = 2 * torch.arange(len(x_0), device=x_0.device) + 1  # the centres of equal parts of the schedule
-        self.t = odd * schedule.config.num_train_timesteps // (2 * len(x_0))
+        t = odd * schedule.config.num_train_timesteps // (2 * len(x_0))
+        own = processes.share(len(x_0), "heldout.images")
+        self.x_0, self.t, self.noise = x_0[own], t[own], noise[own].to(x_0.device)
+        self.labels = None if labels is None else labels[own]
 
     @torch.no_grad()
     def __call__(self, network: nn.Module) -> float:
@@ -93,4 +101,4 @@ class HeldoutLoss:
             labels = None if self.labels is None else self.labels[part]
             loss = denoising_loss(network, self.schedule, self.x_0[part], self.t[part], self.noise[part], labels=labels)
             losses.append(epsilon_loss(self.schedule, loss, self.t[part]))
-        return torch.cat(losses).mean().item()
+        return float(self.processes.gather(torch.cat(losses).numpy(force=True)).mean(dtype=np.float64))

@@ -168,8 +168,11 @@ def _data_md5(lock: Path) -> str | None:
         return None
 
 
-def hardware(device: "torch.device") -> dict[str, Any]:
-    """What a stage runs on: `device`, `cpu`, `cores` (that it may use), `torch`, `precision` of matrix products."""
+def hardware(device: "torch.device", processes: int) -> dict[str, Any]:
+    """What a stage runs on: `device`, `cpu`, `cores` (that it may use), `processes`, `torch`, `precision`.
+
+    Device, CPU and cores are the main process's; `precision` is that of matrix products.
+    """
     import torch
 
     on_gpu = device.type == "cuda"
@@ -177,6 +180,7 @@ def hardware(device: "torch.device") -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": processes,
         "torch": str(torch.__version__),
         "precision": "bfloat16" if on_gpu else "float32",
     }

@@ -65,31 +65,33 @@ def sample_images(
     network: UViT,
     schedule: DDPMScheduler,
     settings: Sampling,
-    num_images: int,
+    indices: range,
     seed: int,
     labels: Tensor | None = None,
 ) -> np.ndarray:
-    """Draw `num_images` images, uint8 `[n, C, H, W]`. Image i depends on (seed, i), not on the batch size.
+    """Draw the images `indices`, uint8 `[n, C, H, W]`. Image i depends on (seed, i) alone.
+
+    So it does not matter in which batch or by which process it is drawn, but for the rounding of matrix products.
 
     Args:
         network: with the weights to sample from (the EMA's), on any device.
         schedule: the one the network was trained with.
         settings: sampler, steps, eta, batch size.
-        num_images: how many.
+        indices: which images, at least one: `range(n)` for the first n.
         seed: of the initial noise and of the sampler's noise.
-        labels: class of each image `[n]`, for a network with classes.
+        labels: class of image i at place i, for a network with classes.
     """
     network.eval()
     device = next(network.parameters()).device
     batches = []
-    with tqdm(total=num_images, desc=f"sample {settings.sampler}", unit="img", mininterval=bar_interval()) as bar:
-        for start in range(0, num_images, settings.batch_size):
-            indices = range(start, min(start + settings.batch_size, num_images))
-            generators = [generator("cpu", seed, "sample", index) for index in indices]
-            chosen = None if labels is None else labels[indices.start : indices.stop].to(device)
+    with tqdm(total=len(indices), desc=f"sample {settings.sampler}", unit="img", mininterval=bar_interval()) as bar:
+        for start in range(0, len(indices), settings.batch_size):
+            batch = indices[start : start + settings.batch_size]
+            generators = [generator("cpu", seed, "sample", index) for index in batch]
+            chosen = None if labels is None else labels[list(batch)].to(device)
             tokens = sample_tokens(network, schedule, settings, generators, chosen)
             batches.append(to_pixels(unpatchify(tokens, network.patch_size, network.grid)))
-            bar.update(len(indices))
+            bar.update(len(batch))
     return torch.cat(batches).numpy()
 
 

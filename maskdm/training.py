@@ -1,7 +1,8 @@
 """The one training loop: pre-training, fine-tuning and the baseline differ in their `PhasePlan` alone.
 
 Order of images, masks, time steps and noise are functions of (seed, phase, step), so a run that was killed goes on
-from its last checkpoint with the same command and ends with the weights of an uninterrupted one.
+from its last checkpoint with the same command and ends with the weights of an uninterrupted one. Several processes
+draw the same whole batch, and each computes the gradient of its share: together they take the steps of one process.
 """
 
 import copy
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from maskdm.errors import MaskDMError
 from maskdm.interrupts import StopRequest
 from maskdm.masking import draw_ids_keep
 from maskdm.patches import gather_tokens, patchify
+from maskdm.processes import ALONE, Processes
 from maskdm.progress import bar_interval
 from maskdm.seeding import generator
 from maskdm.uvit import UViT, parameter_groups
@@ -64,15 +67,15 @@ def ema_decay(step: int, steps: int, horizon: float) -> float:
 
 
 class BatchLoader:
-    """Reads the batch of the next step from disk while the current one trains."""
+    """Reads this process's `share` of the next step's batch from disk while the current step trains."""
 
-    def __init__(self, data: PreparedData, plan: PhasePlan, seed: int, with_labels: bool) -> None:
-        self.data, self.plan, self.seed, self.with_labels = data, plan, seed, with_labels
+    def __init__(self, data: PreparedData, plan: PhasePlan, seed: int, share: slice, with_labels: bool) -> None:
+        self.data, self.plan, self.seed, self.share, self.with_labels = data, plan, seed, share, with_labels
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: tuple[int, Future[tuple[Tensor, Tensor | None]]] | None = None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """The batch of `step` (from 1): uint8 images `[B, C, H, W]` and, if asked for, labels `[B]`."""
+        """The share of `step` (from 1): uint8 images `[b, C, H, W]` and, if asked for, labels `[b]`."""
         ready = self._ahead[1] if self._ahead and self._ahead[0] == step else self._pool.submit(self._read, step)
         self._ahead = (step + 1, self._pool.submit(self._read, step + 1)) if step < self.plan.steps else None
         return ready.result()
@@ -82,8 +85,8 @@ class BatchLoader:
         self._pool.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
-        start = self.plan.images_seen(step - 1)
-        indices = sample_order(self.seed, len(self.data.train), start, self.plan.batch_size)
+        start = self.plan.images_seen(step - 1) + self.share.start
+        indices = sample_order(self.seed, len(self.data.train), start, self.share.stop - self.share.start)
         images = torch.from_numpy(self.data.train[indices])
         if not self.with_labels or self.data.train_labels is None:
             return images, None
@@ -102,6 +105,7 @@ class PhaseTrainer:
         seed: of everything that is drawn.
         folder: for the checkpoint and the snapshots (`snapshots/<permille of the budget>`).
         log: called with all rows so far whenever they are safe in a checkpoint.
+        processes: those that share each batch; all of them train, the main one writes.
     """
 
     def __init__(
@@ -115,11 +119,15 @@ class PhaseTrainer:
         folder: Path,
         log: LogHistory,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        processes: Processes = ALONE,
     ) -> None:
         self.network, self.schedule, self.data, self.plan = network, schedule, data, plan
         self.heldout_loss, self.seed, self.folder, self.log = heldout_loss, seed, folder, log
         self.checkpoint_seconds = checkpoint_seconds
         self.device = next(network.parameters()).device
+        self.processes = processes
+        self.share = processes.share(plan.batch_size, "batch_size")
+        self.replica = processes.replicate(network)  # its backward pass averages the gradients over the processes
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = make_optimizer(network, plan.optimisation)
         self.step = 0
@@ -143,27 +151,34 @@ class PhaseTrainer:
         """
         if state := load_checkpoint(self.checkpoint_path, self.device):
             self.load_state_dict(state)
-        loader = BatchLoader(self.data, self.plan, self.seed, with_labels=self.network.num_classes is not None)
+        self._require_same_step()
+        with_labels = self.network.num_classes is not None
+        loader = BatchLoader(self.data, self.plan, self.seed, self.share, with_labels)
         try:
             with StopRequest() as stop, self._progress_bar() as bar:
                 self._train(loader, stop, bar)
         finally:
             loader.close()
-        self.log(self.history)
+        if self.processes.is_main:
+            self.log(self.history)
         return PhaseResult(self.ema, self.history, self.seconds)
 
     def train_step(self, images: Tensor, labels: Tensor | None) -> None:
-        """One optimiser step on uint8 images `[B, C, H, W]` of step `self.step + 1`."""
+        """One optimiser step on this process's share, uint8 `[b, C, H, W]`, of the batch of step `self.step + 1`."""
         self.step += 1
         random = generator(self.device, self.seed, "train", self.plan.index, self.step)
         x_0, ids_keep = self._visible_tokens(images.to(self.device, non_blocking=True), random)
-        t = torch.randint(self.schedule.config.num_train_timesteps, (len(x_0),), generator=random, device=self.device)
-        noise = torch.randn(x_0.shape, generator=random, device=self.device)
+        whole = self.plan.batch_size  # drawn on every process, whatever its share
+        t = torch.randint(self.schedule.config.num_train_timesteps, (whole,), generator=random, device=self.device)
+        t = t[self.share]
+        noise = torch.randn((whole, *x_0.shape[1:]), generator=random, device=self.device)[self.share]
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = denoising_loss(self.network, self.schedule, x_0, t, noise, ids_keep, labels).mean()
+            loss = denoising_loss(self.replica, self.schedule, x_0, t, noise, ids_keep, labels).mean()
+        # Shares may differ by an image: with these weights the mean over the processes is that over the batch.
+        loss = loss * (len(x_0) * self.processes.count / whole)
         loss.backward()
-        self._losses.append(loss.detach())
+        self._losses.append(self.processes.mean(loss.detach()))
         self._grad_norms.append(self._update())
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,9 +225,10 @@ class PhaseTrainer:
             bar.update(self.plan.batch_size)
             due = self.step in self.plan.heldout_steps
             snapshot = self.plan.snapshot_steps.get(self.step)
-            checkpoint = (
-                stop.requested or self.step == self.plan.steps or time.perf_counter() - saved > self.checkpoint_seconds
+            stopping, overdue = self.processes.agree(
+                stop.requested, time.perf_counter() - saved > self.checkpoint_seconds
             )
+            checkpoint = stopping or overdue or self.step == self.plan.steps
             if not (due or checkpoint or snapshot is not None):
                 continue
             self._require_finite_losses()
@@ -222,25 +238,28 @@ class PhaseTrainer:
                 bar.set_postfix(
                     loss=f"{self.history[-1]['loss']:.4f}", heldout=f"{self.history[-1]['heldout_loss']:.4f}"
                 )
-            if snapshot is not None:
+            if snapshot is not None and self.processes.is_main:
                 save_snapshot(snapshot_folder(self.folder, snapshot), self.ema)
             if checkpoint:
-                save_checkpoint(self.checkpoint_path, self.state_dict())
-                self.log(self.history)
+                if self.processes.is_main:
+                    save_checkpoint(self.checkpoint_path, self.state_dict())
+                    self.log(self.history)
+                self.processes.wait()  # torchrun ends all as soon as one leaves
                 saved = time.perf_counter()
-            if stop.requested and self.step < self.plan.steps:
+            if stopping and self.step < self.plan.steps:
                 raise KeyboardInterrupt(f"saved at step {self.step} of {self.plan.steps}; the same command goes on")
             started = time.perf_counter()
 
     def _visible_tokens(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Clean tokens `[B, S, token_dim]` in [-1, 1] that the mask keeps, and their places `[B, S]`."""
+        """Clean tokens `[b, S, token_dim]` in [-1, 1] that the mask keeps, and their places `[b, S]`."""
+        whole = self.plan.batch_size
         if self.plan.optimisation.hflip:
-            flip = torch.rand(len(images), generator=random, device=self.device) < self.plan.optimisation.hflip
+            flip = torch.rand(whole, generator=random, device=self.device)[self.share] < self.plan.optimisation.hflip
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         tokens = patchify(images, self.network.patch_size)
         if self.plan.mask is None:
             return to_unit_range(tokens), None
-        ids_keep = draw_ids_keep(self.plan.mask, self.network.grid, len(images), random)
+        ids_keep = draw_ids_keep(self.plan.mask, self.network.grid, whole, random)[self.share]
         return to_unit_range(gather_tokens(tokens, ids_keep)), ids_keep
 
     def _update(self) -> Tensor:
@@ -273,6 +292,15 @@ class PhaseTrainer:
         )
         self.seconds.append(self._train_seconds)
         self._losses, self._grad_norms = [], []
+
+    def _require_same_step(self) -> None:
+        """Stop where some machine does not see the checkpoint that another goes on from."""
+        steps = sorted(set(self.processes.gather(np.array([self.step])).tolist()))
+        if len(steps) > 1:
+            raise MaskDMError(
+                f"{self.checkpoint_path}: processes would go on from different steps {steps}; allowed: one folder that "
+                "all machines share"
+            )
 
     def _require_finite_losses(self) -> None:
         """Stop before a spoilt state could be saved. Waits for the device, so only where something is saved."""
@@ -308,7 +336,13 @@ def make_optimizer(network: nn.Module, settings: Optimisation) -> torch.optim.Ad
 
 
 def make_heldout_loss(
-    network: UViT, schedule: DDPMScheduler, data: PreparedData, num_images: int, seed: int, device: torch.device
+    network: UViT,
+    schedule: DDPMScheduler,
+    data: PreparedData,
+    num_images: int,
+    seed: int,
+    device: torch.device,
+    processes: Processes = ALONE,
 ) -> HeldoutLoss:
     """The held-out loss of the first `num_images` held-out images, the same for every run with this seed.
 
@@ -322,4 +356,4 @@ def make_heldout_loss(
     if network.num_classes is not None and data.heldout_labels is not None:
         labels = torch.from_numpy(data.heldout_labels[:num_images].copy()).to(device)
     x_0 = to_unit_range(patchify(images, network.patch_size))
-    return HeldoutLoss(schedule, x_0, labels, generator("cpu", seed, "heldout"))
+    return HeldoutLoss(schedule, x_0, labels, generator("cpu", seed, "heldout"), processes=processes)

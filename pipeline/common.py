@@ -17,6 +17,7 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.device import choose_device
 from maskdm.errors import MaskDMError
 from maskdm.files import file_sha256
+from maskdm.processes import Processes
 from maskdm.records import Machine, Record, Stage, dvc_state, git_state, hardware
 from pipeline.paths import PREPARED, ROOT
 
@@ -29,9 +30,10 @@ class Project:
     recipe: Recipe
     data: PreparedData
     device: torch.device
+    processes: Processes
 
     @classmethod
-    def open(cls) -> "Project":
+    def open(cls, processes: Processes) -> "Project":
         """Read the settings and open the prepared data.
 
         Raises:
@@ -41,7 +43,7 @@ class Project:
         data = PreparedData.open(PREPARED)
         if params.model.class_conditional and data.labels is None:
             raise MaskDMError(f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false")
-        return cls(params, load_recipe(params.recipe, ROOT), data, choose_device())
+        return cls(params, load_recipe(params.recipe, ROOT), data, choose_device(), processes)
 
     def plans(self, pretrain: str) -> tuple[PhasePlan, ...]:
         """The phases of a pre-training."""
@@ -63,7 +65,7 @@ class Project:
             started_at=started_at,
             git=git_state(ROOT),
             dvc=dvc_state(ROOT),
-            hardware=hardware(self.device),
+            hardware=hardware(self.device, self.processes.count),
             train_seconds=total_seconds,
             images_per_second=images / total_seconds if total_seconds else None,
             peak_memory_bytes=peak_memory_bytes(self.device),

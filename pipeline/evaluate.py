@@ -1,6 +1,7 @@
 """DVC stage `evaluate@<arm>`: samples of every snapshot of an arm against real images.
 
-A snapshot's row is kept in the work folder as soon as it is known, so that a kill costs one snapshot at most.
+A snapshot's row is kept in the work folder as soon as it is known, so that a kill costs one snapshot at most. Several
+processes draw and look at a share of the samples each; the main one measures, holds the work folder and writes.
 """
 
 import json
@@ -27,6 +28,7 @@ from maskdm.errors import exit_with_one_line
 from maskdm.extractors import Extractor, extract, load_extractor
 from maskdm.files import file_sha256, write_atomically
 from maskdm.metrics import Reference, ReferenceKey, compare, load_reference
+from maskdm.processes import ALONE, Processes, started_processes
 from maskdm.records import write_record
 from maskdm.sampling import sample_images
 from maskdm.seeding import generator
@@ -46,17 +48,21 @@ CODE = (
     "files",
     "metrics",
     "patches",
+    "processes",
     "sampling",
     "seeding",
     "uvit",
 )
 GRID_SIDE = 8  # samples a side of the grid that is kept
 
+Row = dict[str, Any]
+LogHistory = Callable[[list[Row]], None]
+
 
 def main() -> None:
     """Judge the arm's snapshots, write `runs/evaluate/<arm>/` and `records/evaluate/<arm>.json`."""
-    with exit_with_one_line():
-        project = Project.open()
+    with exit_with_one_line(), started_processes() as processes:
+        project = Project.open(processes)
         run_stage(project, chosen_key(sys.argv, project.params.arms))
 
 
@@ -76,14 +82,11 @@ def run_stage(project: Project, arm: str) -> None:
     )
     work = work_folder("evaluate", arm, run_identity)
     judge = Judge.open(project, arm, work)
+    if not project.processes.is_main:
+        judge_all(judge, snapshots, log=lambda _: None)
+        return
     with exclusive(work), tracking.live_run(ROOT, record) as run:
-        history: list[dict[str, Any]] = []
-        seconds: list[float] = []
-        for share, folder in snapshots.items():
-            row, took = cached(work / f"{share}.json", partial(judge, share, folder))
-            history.append(row)
-            seconds.append(took)
-            run.log_history(history)
+        history, seconds = judge_all(judge, snapshots, run.log_history)
         machine = project.machine(started_at, sum(seconds), len(history) * params.evaluation.samples, seconds)
         summary = {name: history[-1][name] for name in ("images_seen", "train_flops", *judge.metrics)}
         out = save_samples(arm, work)
@@ -91,6 +94,18 @@ def run_stage(project: Project, arm: str) -> None:
         run.log_machine(machine)
         run.log_artifact(out / "grid.png")
     shutil.rmtree(work.parent, ignore_errors=True)
+
+
+def judge_all(judge: "Judge", snapshots: dict[float, Path], log: LogHistory) -> tuple[list[Row], list[float]]:
+    """The row of every snapshot and the seconds each took; on other processes than the main one, of no meaning."""
+    history: list[Row] = []
+    seconds: list[float] = []
+    for share, folder in snapshots.items():
+        row, took = cached(judge.work / f"{share}.json", partial(judge, share, folder), judge.project.processes)
+        history.append(row)
+        seconds.append(took)
+        log(history)
+    return history, seconds
 
 
 def find_snapshots(project: Project, arm: str) -> dict[float, Path]:
@@ -134,13 +149,17 @@ class Judge:
         """Names of what is measured."""
         return (self.extractor.metric_name, "kid", "precision", "recall")
 
-    def __call__(self, share: float, folder: Path) -> dict[str, Any]:
-        """The row of the record for the snapshot in `folder`, taken at `share` of the budget."""
-        params = self.project.params
-        images = self.sample(load_snapshot(folder, self.project.device))
+    def __call__(self, share: float, folder: Path) -> Row:
+        """The row of the record for the snapshot in `folder`, taken at `share` of the budget; {} on other processes."""
+        params, processes = self.project.params, self.project.processes
+        own = range(params.evaluation.samples)[processes.share(params.evaluation.samples, "evaluation.samples")]
+        images = self.sample(load_snapshot(folder, self.project.device), own)
+        features = processes.gather(extract(self.extractor, images, params.evaluation.batch_size))
+        first = processes.gather(images[: max(0, GRID_SIDE**2 - own.start)])
+        if not processes.is_main:
+            return {}
         if share == 1:
-            write_atomically(self.work / "samples.npy", lambda file: np.save(file, images[: GRID_SIDE**2]))
-        features = extract(self.extractor, images, params.evaluation.batch_size)
+            write_atomically(self.work / "samples.npy", lambda file: np.save(file, first))
         images_seen, train_flops = position(self.plans, share)
         return {
             "fraction": share,
@@ -157,12 +176,12 @@ class Judge:
             "input_size": self.extractor.input_size,
         }
 
-    def sample(self, network: UViT) -> np.ndarray:
-        """As many images as the settings ask for, uint8 `[n, C, H, W]`."""
+    def sample(self, network: UViT, indices: range) -> np.ndarray:
+        """The samples `indices`, uint8 `[n, C, H, W]`."""
         params, recipe = self.project.params, self.project.recipe
         schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
         labels = sample_labels(self.project) if network.num_classes is not None else None
-        return sample_images(network, schedule, params.sampling, params.evaluation.samples, params.seed, labels)
+        return sample_images(network, schedule, params.sampling, indices, params.seed, labels)
 
 
 def position(plans: tuple[PhasePlan, ...], share: float) -> tuple[int, float]:
@@ -181,13 +200,20 @@ def sample_labels(project: Project) -> Tensor:
     return labels[torch.randint(len(labels), (project.params.evaluation.samples,), generator=random)]
 
 
-def cached(path: Path, compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """What `compute()` returned and the seconds it took, from `path` if an earlier, killed run wrote it."""
-    if not path.is_file():
+def cached(path: Path, compute: Callable[[], Row], processes: Processes = ALONE) -> tuple[Row, float]:
+    """What `compute()` returned and the seconds it took, from `path` if an earlier, killed run wrote it.
+
+    All processes compute, or none; the main one keeps the row, the others have none.
+    """
+    (missing,) = processes.agree(not path.is_file())
+    if missing:
         started = time.perf_counter()
         row = compute()
-        content = json.dumps({"row": row, "seconds": time.perf_counter() - started})
-        write_atomically(path, lambda file: file.write(content.encode()))
+        if processes.is_main:
+            content = json.dumps({"row": row, "seconds": time.perf_counter() - started})
+            write_atomically(path, lambda file: file.write(content.encode()))
+    if not processes.is_main:
+        return {}, 0.0
     stored = json.loads(path.read_bytes())
     return stored["row"], stored["seconds"]
 

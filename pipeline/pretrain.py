@@ -10,6 +10,7 @@ import torch
 from maskdm.compute import build_network
 from maskdm.config import Params
 from maskdm.errors import exit_with_one_line
+from maskdm.processes import started_processes
 from maskdm.uvit import UViT
 from pipeline.common import Project, chosen_key
 from pipeline.training import run_stage
@@ -17,8 +18,8 @@ from pipeline.training import run_stage
 
 def main() -> None:
     """Read the settings, train, write `runs/pretrain/<key>/` and `records/pretrain/<key>.json`."""
-    with exit_with_one_line():
-        project = Project.open()
+    with exit_with_one_line(), started_processes() as processes:
+        project = Project.open(processes)
         key = chosen_key(sys.argv, project.params.pretrain)
         arm = next(name for name, arm in project.params.arms.items() if arm.pretrain == key)
         network = initial_network(project.params, project.data.info["num_classes"]).to(project.device)

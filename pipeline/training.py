@@ -29,6 +29,7 @@ CODE = (
     "interrupts",
     "masking",
     "patches",
+    "processes",
     "seeding",
     "training",
     "uvit",
@@ -48,7 +49,10 @@ class Trained:
 def run_stage(
     project: Project, stage: TrainingStage, key: str, arm: str, plans: tuple[PhasePlan, ...], start: UViT
 ) -> None:
-    """Train `start` through `plans` and write the stage's weights, snapshots and record. Goes on after a kill."""
+    """Train `start` through `plans` and write the stage's weights, snapshots and record. Goes on after a kill.
+
+    All processes train; the main one holds the work folder, tracks the run and writes.
+    """
     started_at = now()
     plans = tuple(plan for plan in plans if plan.steps)
     run_identity = identity(
@@ -61,6 +65,9 @@ def run_stage(
     params = run_params(project, project.params.arms[arm].pretrain, plans)
     record = project.record(stage, key, arm, run_identity, params)
     folder = work_folder(stage, key, run_identity)
+    if not project.processes.is_main:
+        train_phases(project, plans, start, folder, log=lambda _: None)
+        return
     if not plans:  # the drawn weights of `scratch`, or an arm that is masked all the way: no run
         keep_results(project, record, plans, Trained(start, [], []), folder, started_at)
         return
@@ -73,9 +80,14 @@ def run_stage(
 
 def train_phases(project: Project, plans: tuple[PhasePlan, ...], start: UViT, folder: Path, log: LogHistory) -> Trained:
     """Train through `plans`, each phase from the EMA weights of the one before."""
+    if not plans:
+        return Trained(start, [], [])
+    project.processes.wait()  # no process reads the folder before the main one holds it
     recipe, params = project.recipe, project.params
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
-    heldout = make_heldout_loss(start, schedule, project.data, params.heldout.images, params.seed, project.device)
+    heldout = make_heldout_loss(
+        start, schedule, project.data, params.heldout.images, params.seed, project.device, project.processes
+    )
     trained = Trained(start, [], [])
     for plan in plans:
         trainer = PhaseTrainer(
@@ -87,6 +99,7 @@ def train_phases(project: Project, plans: tuple[PhasePlan, ...], start: UViT, fo
             seed=params.seed,
             folder=folder,
             log=_after(trained.history, log),
+            processes=project.processes,
         )
         trained = _joined(trained, trainer.run())
     return trained

@@ -101,6 +101,10 @@ def network() -> UViT:
 
 @pytest.fixture
 def data() -> PreparedData:
+    return make_data()
+
+
+def make_data() -> PreparedData:
     """256 random images with a structure that can be learnt: each is one grey level plus a little noise."""
     random = np.random.default_rng(0)
     levels = random.integers(0, 200, (256, 1, 1, 1))

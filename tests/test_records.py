@@ -209,9 +209,10 @@ def test_without_a_usable_lock_no_hash_is_claimed(
 
 
 def test_the_hardware_can_be_written_to_a_record() -> None:
-    found = hardware(torch.device("cpu"))
+    found = hardware(torch.device("cpu"), 2)
     assert json.loads(json.dumps(found)) == found
     assert found["device"] == "cpu"
+    assert found["processes"] == 2
     assert found["precision"] == "float32"
     assert found["torch"] == str(torch.__version__)
     assert 1 <= found["cores"] <= (os.cpu_count() or 1)

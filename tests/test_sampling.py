@@ -84,13 +84,13 @@ def test_ddim_without_noise_is_the_authors_formula(network: UViT) -> None:
 def test_an_image_depends_on_its_seed_and_not_on_the_batch(network: UViT, sampler: str, eta: float) -> None:
     schedule = noise_schedule(100, "squaredcos_cap_v2", "v_prediction")
     one, many = (
-        sample_images(network, schedule, sampling(sampler, eta, batch_size=size), 6, seed=3) for size in (1, 4)
+        sample_images(network, schedule, sampling(sampler, eta, batch_size=size), range(6), seed=3) for size in (1, 4)
     )
     assert one.shape == (6, 1, 8, 8)
     assert one.dtype == np.uint8
     assert np.abs(one.astype(int) - many.astype(int)).max() <= 1  # rounding of matrix products differs with the batch
     assert len({image.tobytes() for image in one}) == 6
-    assert not np.array_equal(one, sample_images(network, schedule, sampling(sampler, eta), 6, seed=4))
+    assert not np.array_equal(one, sample_images(network, schedule, sampling(sampler, eta), range(6), seed=4))
 
 
 def test_labels_reach_their_images() -> None:
@@ -99,8 +99,8 @@ def test_labels_reach_their_images() -> None:
         network.label_embed.weight.mul_(50)
     schedule = noise_schedule(100, "linear", "epsilon")
     labels = torch.tensor([0, 0, 1, 1, 0])
-    mixed = sample_images(network, schedule, sampling("ddim", batch_size=2), 5, 0, labels)
-    zeros = sample_images(network, schedule, sampling("ddim", batch_size=2), 5, 0, torch.zeros(5, dtype=torch.long))
+    mixed = sample_images(network, schedule, sampling("ddim", batch_size=2), range(5), 0, labels)
+    zeros = sample_images(network, schedule, sampling("ddim", batch_size=2), range(5), 0, torch.zeros_like(labels))
     same = [np.array_equal(a, b) for a, b in zip(mixed, zeros, strict=True)]
     assert same == [True, True, False, False, True]
 

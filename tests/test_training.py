@@ -220,7 +220,7 @@ def test_a_removed_pixel_cannot_change_the_step(make_trainer: MakeTrainer) -> No
 
 
 def test_flips_mirror_about_the_asked_share_of_images(make_trainer: MakeTrainer, plan: PhasePlan) -> None:
-    trainer = make_trainer(optimisation=plan.optimisation.model_copy(update={"hflip": 0.5}), mask=None)
+    trainer = make_trainer(optimisation=plan.optimisation.model_copy(update={"hflip": 0.5}), mask=None, batch_size=400)
     images = torch.zeros(400, 1, 8, 8, dtype=torch.uint8)
     images[..., 0] = 255
     tokens, _ = trainer._visible_tokens(images, torch.Generator().manual_seed(0))

@@ -1,0 +1,110 @@
+"""A small training, a held-out loss and samples, written by the main process: what several processes must repeat.
+
+torchrun --standalone --nproc-per-node=2 -m tests.replay FOLDER
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskdm.compute import build_network, plan_pretrain
+from maskdm.config import Params, Recipe
+from maskdm.datasets.prepared import PreparedData
+from maskdm.diffusion import noise_schedule
+from maskdm.processes import Processes, started_processes
+from maskdm.sampling import sample_images
+from maskdm.training import PhaseTrainer, make_heldout_loss
+from tests.conftest import PARAMS, RECIPE, make_data
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+STEPS = 20
+
+
+class WatchedImages(np.ndarray):
+    """Images that remember which of them were read."""
+
+    read: list[int]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, np.ndarray):
+            self.read.extend(index.tolist())
+        return np.asarray(super().__getitem__(index))
+
+
+class WatchedData(PreparedData):
+    """Data whose training images remember what was read of them."""
+
+    @property
+    def train(self) -> np.ndarray:
+        images = super().train.view(WatchedImages)
+        images.read = self.info["read"]
+        return images
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Draw and compute everything in `dtype`, also where the library asks for float32."""
+    to_float = torch.Tensor.float
+    torch.set_default_dtype(dtype)
+    torch.Tensor.float = lambda self: self.to(dtype)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float = to_float  # type: ignore[method-assign]
+
+
+def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, Any]:
+    """Train for some steps with a batch that no two processes share evenly; what came of it, the same on all."""
+    with computing_in(dtype):
+        model = PARAMS["model"] | {"class_conditional": True}
+        params, recipe = Params.model_validate(PARAMS | {"model": model}), Recipe.model_validate(RECIPE)
+        torch.manual_seed(processes.rank)  # weights of its own on each process: the main one's must win
+        network = build_network(params, num_classes=4)
+        schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+        plan = replace(
+            plan_pretrain(params, recipe, "patch75")[0],
+            batch_size=15,
+            steps=STEPS,
+            heldout_steps=(STEPS // 2, STEPS),
+            snapshot_steps={},
+        )
+        plan = replace(plan, optimisation=plan.optimisation.model_copy(update={"hflip": 0.5}))
+        data = make_data()
+        data = WatchedData(data.images, data.labels, {**data.info, "read": []})
+        heldout = make_heldout_loss(network, schedule, data, 33, 0, torch.device("cpu"), processes)
+        logged: list[int] = []
+        trainer = PhaseTrainer(
+            network, schedule, data, plan, heldout, 0, folder, lambda rows: logged.append(len(rows)), 1e9, processes
+        )
+        result = trainer.run()
+        own = range(7)[processes.share(7, "samples")]
+        samples = sample_images(result.network, schedule, params.sampling, own, 0, torch.arange(7) % 4)
+    return {
+        "weights": flat(trainer.network),
+        "ema": flat(result.network),
+        "history": result.history,
+        "read": processes.gather(np.array(data.info["read"])).tolist(),
+        "read_each": processes.gather(np.array([len(data.info["read"])])).tolist(),
+        "logged": logged,  # by this process itself
+        "samples": torch.from_numpy(processes.gather(samples)),
+    }
+
+
+def flat(network: torch.nn.Module) -> torch.Tensor:
+    """All weights in one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with started_processes() as processes:
+        for name, dtype in DTYPES.items():
+            found = replay(Path(sys.argv[1]) / name, dtype, processes)
+            torch.save(found, Path(sys.argv[1]) / f"{name}-{processes.rank}.pt")
