@@ -58,9 +58,9 @@ def table() -> str:
         before = matmul_gflops()
         seconds = interleaved(steps, ROUNDS)
         matmul = max(before, matmul_gflops())
-        rates = {r: plans[r].batch_size * plans[r].flops_per_image / median(seconds[str(r)]) / 1e9 for r in RATIOS}
+        rates = {r: plans[r].step_flops / median(seconds[str(r)]) / 1e9 for r in RATIOS}
         for ratio, plan in plans.items():
-            images = rates[ratio] * 1e9 / plan.flops_per_image
+            images = plan.batch_size / median(seconds[str(ratio)])
             lines.append(
                 f"| {name} | {plan.effective_mask_ratio:.1%} | {plan.batch_size} | {images:.1f} | {rates[ratio]:.0f} "
                 f"| {rates[ratio] / matmul:.2f} ({matmul:.0f}) | {rates[ratio] / rates[0.0]:.2f} |"

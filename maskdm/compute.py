@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskdm.config import BUDGET_TOLERANCE, Mask, Optimisation, Params, Phase, Recipe, effective_mask_ratio
 from maskdm.errors import MaskDMError
+from maskdm.optimizers import make_optimizers
 from maskdm.uvit import UViT
 
 
@@ -28,10 +29,16 @@ class PhasePlan:
     steps: int
     optimisation: Optimisation
     flops_per_image: float  # forward and backward
+    optimizer_flops: float  # matrix products of the optimiser in one step, whatever its batch
     start_images: int
     start_flops: float
     heldout_steps: tuple[int, ...]  # after which the held-out loss is measured; the last step is one of them
     snapshot_steps: dict[int, float]  # step -> share of the budget, of the snapshots before the arm's end
+
+    @property
+    def step_flops(self) -> float:
+        """FLOPs of one step: forward, backward and update."""
+        return self.batch_size * self.flops_per_image + self.optimizer_flops
 
     def images_seen(self, step: int) -> int:
         """Images the arm has seen after `step` steps of this phase."""
@@ -39,7 +46,7 @@ class PhasePlan:
 
     def train_flops(self, step: int) -> float:
         """FLOPs the arm has spent after `step` steps of this phase."""
-        return self.start_flops + step * self.batch_size * self.flops_per_image
+        return self.start_flops + step * self.step_flops
 
 
 def build_network(params: Params, num_classes: int | None) -> UViT:
@@ -71,6 +78,20 @@ def train_flops_per_image(network: UViT, num_tokens: int) -> float:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         twin(x_t, t, ids_keep, labels).sum().backward()
     return counter.get_total_flops() / batch_size
+
+
+def optimizer_flops(network: UViT, settings: Optimisation) -> float:
+    """FLOPs of one update, as torch's counter counts them: 0 for AdamW, which multiplies no matrices.
+
+    Counted in, because a masked step is cheap and an update is not: Muon's would favour arms with many cheap steps.
+    """
+    twin = copy.deepcopy(network).to("meta")
+    for parameter in twin.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        for optimizer in make_optimizers(twin, settings):
+            optimizer.step()
+    return float(counter.get_total_flops())
 
 
 def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, ...]:
@@ -105,8 +126,14 @@ def _plan_phase(
     params: Params, recipe: Recipe, phase: Phase, mask: Mask | None, flops: float, before: PhasePlan | None
 ) -> PhasePlan:
     """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step."""
-    cost = _flops_per_image(params, mask.num_keep(params.grid) if mask else params.grid[0] * params.grid[1])
-    steps = max(1 if mask else 0, round(flops / (phase.batch_size * cost)))
+    with torch.device("meta"):
+        # A label costs its token and nothing else, so the number of classes does not matter here.
+        network = build_network(params, num_classes=1)
+    optimisation = phase.optimisation(recipe)
+    flops_per_image = train_flops_per_image(network, mask.num_keep(params.grid) if mask else network.num_tokens)
+    update_flops = optimizer_flops(network, optimisation)
+    step_flops = phase.batch_size * flops_per_image + update_flops
+    steps = max(1 if mask else 0, round(flops / step_flops))
     start_flops = before.train_flops(before.steps) if before else 0.0
     return PhasePlan(
         stage="pretrain" if mask else "finetune",
@@ -115,12 +142,13 @@ def _plan_phase(
         effective_mask_ratio=effective_mask_ratio(mask, params.grid),
         batch_size=phase.batch_size,
         steps=steps,
-        optimisation=phase.optimisation(recipe),
-        flops_per_image=cost,
+        optimisation=optimisation,
+        flops_per_image=flops_per_image,
+        optimizer_flops=update_flops,
         start_images=before.images_seen(before.steps) if before else 0,
         start_flops=start_flops,
-        heldout_steps=_heldout_steps(params, start_flops, phase.batch_size * cost, steps),
-        snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, phase.batch_size * cost, steps),
+        heldout_steps=_heldout_steps(params, start_flops, step_flops, steps),
+        snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, step_flops, steps),
     )
 
 
@@ -129,14 +157,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _flops_per_image(params: Params, num_tokens: int) -> float:
-    """`train_flops_per_image` of the network of `params`."""
-    with torch.device("meta"):
-        # A label costs its token and nothing else, so the number of classes does not matter here.
-        network = build_network(params, num_classes=1)
-    return train_flops_per_image(network, num_tokens)
 
 
 def _heldout_steps(params: Params, start_flops: float, step_flops: float, steps: int) -> tuple[int, ...]:

@@ -154,8 +154,9 @@ class Model(Schema):
 class Optimisation(Schema):
     """One phase's optimiser. Spans are shares of the phase, so that they fit a phase of any length."""
 
-    lr: Annotated[float, Field(gt=0)]
-    betas: tuple[Fraction, Fraction]
+    optimizer: Literal["adamw", "muon"]  # muon: for the matrices of the blocks; AdamW updates the rest
+    lr: Annotated[float, Field(gt=0)]  # the peak
+    betas: tuple[Fraction, Fraction]  # AdamW's; the first is Muon's momentum as well
     weight_decay: Annotated[float, Field(ge=0)]
     grad_clip: Annotated[float, Field(gt=0)] | None  # largest norm of the gradient; None: no clipping
     warmup: Fraction  # share of the phase in which the learning rate rises from 0

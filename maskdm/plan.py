@@ -53,8 +53,9 @@ def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.
     """
     batch_size, rate = 1, 0.0
     while True:
-        took = _seconds_a_step(params, recipe, dataclasses.replace(plan, batch_size=batch_size), device)
-        rate = batch_size * plan.flops_per_image / took
+        part = dataclasses.replace(plan, batch_size=batch_size)
+        took = _seconds_a_step(params, recipe, part, device)
+        rate = part.step_flops / took
         if batch_size == plan.batch_size or took > BURST_SECONDS / 4:
             return rate
         batch_size = min(plan.batch_size, 4 * batch_size)

@@ -22,17 +22,17 @@ from tqdm import tqdm
 
 from maskdm.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
 from maskdm.compute import PhasePlan
-from maskdm.config import Optimisation
 from maskdm.datasets.prepared import PreparedData, sample_order
 from maskdm.diffusion import HeldoutLoss, denoising_loss
 from maskdm.errors import MaskDMError
 from maskdm.interrupts import StopRequest
 from maskdm.masking import draw_ids_keep
+from maskdm.optimizers import make_optimizers
 from maskdm.patches import gather_tokens, patchify
 from maskdm.processes import ALONE, Processes
 from maskdm.progress import bar_interval
 from maskdm.seeding import generator
-from maskdm.uvit import UViT, parameter_groups
+from maskdm.uvit import UViT
 
 CHECKPOINT_SECONDS = 30.0  # the most work that a kill can cost
 
@@ -129,7 +129,7 @@ class PhaseTrainer:
         self.share = processes.share(plan.batch_size, "batch_size")
         self.replica = processes.replicate(network)  # its backward pass averages the gradients over the processes
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
-        self.optimizer = make_optimizer(network, plan.optimisation)
+        self.optimizers = make_optimizers(network, plan.optimisation)
         self.step = 0
         self.history: list[Row] = []
         self.seconds: list[float] = []
@@ -187,7 +187,7 @@ class PhaseTrainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "history": self.history,
             "seconds": self.seconds,
             "train_seconds": self._train_seconds,
@@ -204,7 +204,8 @@ class PhaseTrainer:
         try:
             self.network.load_state_dict(state["network"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (KeyError, ValueError, RuntimeError) as error:
             raise MaskDMError(
                 f"{self.checkpoint_path}: does not fit this network ({' '.join(str(error).split())}); "
@@ -266,10 +267,11 @@ class PhaseTrainer:
         """Clip, step, clear the gradients, average the weights; returns the norm of the unclipped gradient."""
         settings = self.plan.optimisation
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.grad_clip or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * self._lr_factor()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * self._lr_factor()
+            optimizer.step()
+            optimizer.zero_grad()
         decay = ema_decay(self.step, self.plan.steps, settings.ema_horizon)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - decay)
         return norm.detach()
@@ -327,12 +329,6 @@ class PhaseTrainer:
             unit_scale=True,
             mininterval=bar_interval(),
         )
-
-
-def make_optimizer(network: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on linear weights only."""
-    groups = parameter_groups(network, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
 def make_heldout_loss(

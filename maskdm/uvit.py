@@ -145,14 +145,6 @@ def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> T
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights of linear layers decay; biases, norms and embeddings (of positions and labels) do not."""
-    decayed = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
-    names = {id(p) for p in decayed}
-    others = [p for p in network.parameters() if id(p) not in names]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02)

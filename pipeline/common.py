@@ -156,7 +156,8 @@ def _size(mask: Mask | None) -> int:
 
 def _optimisation_params(plan: PhasePlan) -> dict[str, Any]:
     settings = flat(plan.optimisation)
-    return {"batch_size": plan.batch_size, "steps": plan.steps, "flops_per_image": plan.flops_per_image, **settings}
+    flops = {"flops_per_image": plan.flops_per_image, "optimizer_flops": plan.optimizer_flops}
+    return {"batch_size": plan.batch_size, "steps": plan.steps, **flops, **settings}
 
 
 def _joined(phases: list[dict[str, Any]]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ CODE = (
     "extractors",
     "files",
     "metrics",
+    "optimizers",
     "patches",
     "processes",
     "sampling",

@@ -28,6 +28,7 @@ CODE = (
     "files",
     "interrupts",
     "masking",
+    "optimizers",
     "patches",
     "processes",
     "seeding",

@@ -56,6 +56,7 @@ RECIPE = {
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
     "optimisation": {
+        "optimizer": "adamw",
         "lr": 2e-3,
         "betas": [0.9, 0.99],
         "weight_decay": 0.03,

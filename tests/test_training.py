@@ -99,16 +99,21 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_rows(make_trainer: MakeTra
     assert len(result.seconds) == len(result.history)
 
 
-def test_steps_done_in_two_runs_equal_steps_done_in_one(make_trainer: MakeTrainer) -> None:
-    whole = make_trainer("whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_steps_done_in_two_runs_equal_steps_done_in_one(
+    make_trainer: MakeTrainer, recipe: Recipe, optimizer: str
+) -> None:
+    settings = recipe.optimisation.model_copy(update={"optimizer": optimizer})
+    whole = make_trainer("whole", optimisation=settings)
     whole.run()
-    first = make_trainer("parts", checkpoint_seconds=0.0)
+    first = make_trainer("parts", checkpoint_seconds=0.0, optimisation=settings)
     kill_after(first, 5)
-    second = make_trainer("parts")
+    second = make_trainer("parts", optimisation=settings)
     second.run()
     assert network_sha256(second.network) == network_sha256(whole.network)
-    for a, b in zip(second.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
-        assert torch.equal(a["exp_avg"], b["exp_avg"])
+    for one, other in zip(second.optimizers, whole.optimizers, strict=True):
+        for a, b in zip(one.state.values(), other.state.values(), strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in b)
 
 
 def test_a_finished_phase_is_not_trained_again(make_trainer: MakeTrainer) -> None:

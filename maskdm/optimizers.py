@@ -1,0 +1,39 @@
+"""What updates the weights: AdamW alone, or Muon for the matrices of the blocks and AdamW for the rest."""
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from maskdm.config import Optimisation
+from maskdm.uvit import UViT
+
+
+def make_optimizers(network: UViT, settings: Optimisation) -> list[Optimizer]:
+    """What updates the weights of `network`, each of them once; learning rates are set before every step.
+
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
+    one. Scaled to the size of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982) it shares AdamW's learning rate.
+    """
+    muon = _block_matrices(network) if settings.optimizer == "muon" else []
+    left = parameter_groups(network, settings.weight_decay, without=muon)
+    fused = network.pos_embed.device.type != "meta"  # where FLOPs are counted: it has no fused kernel
+    adamw = AdamW(left, lr=settings.lr, betas=settings.betas, fused=fused)
+    if not muon:
+        return [adamw]
+    decay, momentum = settings.weight_decay, settings.betas[0]
+    return [adamw, Muon(muon, settings.lr, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")]
+
+
+def parameter_groups(network: nn.Module, weight_decay: float, without: list[Tensor]) -> list[dict[str, object]]:
+    """Weights of linear layers decay; biases, norms and embeddings (of positions and labels) do not."""
+    excluded = {id(p) for p in without}
+    linear = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear)}
+    left = [p for p in network.parameters() if id(p) not in excluded]
+    return [
+        {"params": [p for p in left if id(p) in linear], "weight_decay": weight_decay},
+        {"params": [p for p in left if id(p) not in linear], "weight_decay": 0.0},
+    ]
+
+
+def _block_matrices(network: UViT) -> list[Tensor]:
+    blocks = [*network.in_blocks, network.mid_block, *network.out_blocks]
+    return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
