@@ -245,9 +245,10 @@ class PhaseTrainer:
                 if self.processes.is_main:
                     save_checkpoint(self.checkpoint_path, self.state_dict())
                     self.log(self.history)
-                self.processes.wait()  # torchrun ends all as soon as one leaves
                 saved = time.perf_counter()
-            if stopping and self.step < self.plan.steps:
+                # None leaves before the state is safe, and a request that came while it was saved is not lost.
+                (stopping,) = self.processes.agree(stop.requested)
+            if stopping:
                 raise KeyboardInterrupt(f"saved at step {self.step} of {self.plan.steps}; the same command goes on")
             started = time.perf_counter()
 

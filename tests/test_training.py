@@ -143,6 +143,18 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(make_trainer: Make
     assert network_sha256(result.network) == network_sha256(make_trainer("whole").run().network)
 
 
+def test_a_request_to_stop_while_the_last_state_is_saved_is_not_lost(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, state: dict[str, Any]) -> None:
+        save_checkpoint(path, state)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("maskdm.training.save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 12 of 12"):
+        make_trainer().run()
+
+
 def test_a_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(checkpoint_seconds=0.0)
     train_step = trainer.train_step
