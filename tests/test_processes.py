@@ -14,9 +14,9 @@ from tests.imports import PROJECT
 from tests.replay import DTYPES, STEPS, replay
 from tests.test_pipeline import ENVIRONMENT
 
-# Two processes add the same numbers up in another order. Measured after 20 steps: 1e-16 of the weights' norm in float64,
-# 5e-8 in float32, which is each type's rounding. The tolerances leave room for other processors' matrix products, and
-# for Adam, which divides a gradient by its own size: one that is nearly 0 turns its rounding into a whole step.
+# Two processes add the same numbers up in another order. Measured after 20 steps, as a share of the weights' norm:
+# 1e-16 in float64, 5e-8 in float32, which is each type's rounding. The tolerances leave room for the matrix products of
+# other processors, and for Adam, which divides a gradient by its own size: of one that is nearly 0, rounding decides.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 
 
