@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cleanfid.downloads_helper import inception_url
-from cleanfid.resize import make_resizer
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from maskdm.config import Evaluation
@@ -19,7 +21,7 @@ INCEPTION_PATH = Path("data/raw/inception/inception-2015-12-05.pt")  # where the
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # the one k-diffusion checks
 METRIC_NAMES = {"effnet_lite0": "fd_effnet_lite0", "inception": "fid"}  # only Inception-v3 makes it a FID
 
-Network = Callable[[torch.Tensor], torch.Tensor]  # float32 pixels in 0..255, [B, 3, s, s] -> features [B, D]
+Network = Callable[[Tensor], Tensor]  # float32 pixels in 0..255, [B, 3, s, s] -> features [B, D]
 
 
 @dataclass(frozen=True)
@@ -33,22 +35,31 @@ class Extractor:
     device: torch.device
     network: Network
 
-    def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
+    def __call__(self, images: Tensor | np.ndarray) -> np.ndarray:
         """Features, float32 [B, D], of uint8 images [B, C, H, W]; grey (C = 1) is repeated to RGB.
 
         Raises:
             MaskDMError: the images are not uint8 or not of this shape.
         """
-        images = images.numpy(force=True) if isinstance(images, torch.Tensor) else images
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise MaskDMError(f"images are {images.dtype} {list(images.shape)}; allowed: uint8 [B, 1 or 3, H, W]")
-        # PIL's bicubic is antialiased and not rounded to whole grey levels: Parmar et al. 2022, arXiv 2104.11222
-        resize = make_resizer("PIL", False, "bicubic", (self.input_size, self.input_size))
-        rgb = np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1)
-        pixels = torch.from_numpy(np.stack([resize(image) for image in rgb])).permute(0, 3, 1, 2)  # channels last
+        images = images if isinstance(images, Tensor) else torch.tensor(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise MaskDMError(
+                f"images are {str(images.dtype)[6:]} {list(images.shape)}; allowed: uint8 [B, 1 or 3, H, W]"
+            )
         with torch.inference_mode():
-            features: np.ndarray = self.network(pixels.to(self.device)).float().cpu().numpy()
-        return features
+            pixels = resized(images.to(self.device), self.input_size).expand(-1, 3, -1, -1)  # grey is resized once
+            features = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        array: np.ndarray = features.float().cpu().numpy()
+        return array
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Pixels, float32 [B, C, size, size] in 0..255, of uint8 images [B, C, H, W].
+
+    Bicubic, antialiased and not rounded to whole grey levels (Parmar et al. 2022, arXiv 2104.11222): clean-fid's, which
+    calls PIL for every channel of every image, to within a thousandth of a grey level.
+    """
+    return F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True).clamp(0, 255)
 
 
 def load_extractor(evaluation: Evaluation, device: torch.device) -> Extractor:
@@ -83,15 +94,42 @@ def _load_effnet_lite0(evaluation: Evaluation, device: torch.device) -> tuple[Ne
         # Without image_size the convolutions are padded for 224 pixels. `from_pretrained` would print to stdout.
         model = EfficientNet.from_name("efficientnet-lite0", image_size=evaluation.input_size)
     model.load_state_dict(torch.load(path, weights_only=True), assign=True)
-    model.eval().to(device, memory_format=torch.channels_last)
+    _fold_batch_norms(model.eval())
+    model.to(device, memory_format=torch.channels_last)
 
-    def network(pixels: torch.Tensor) -> torch.Tensor:
+    def network(pixels: Tensor) -> Tensor:
         # The Lite models were trained on (pixels - 127) / 128, not on ImageNet's mean and standard deviation
         # (tensorflow/tpu, efficientnet/lite/efficientnet_lite_builder.py: MEAN_RGB, STDDEV_RGB).
-        features: torch.Tensor = model.extract_features((pixels - 127) / 128)
+        features: Tensor = model.extract_features((pixels - 127) / 128)
         return features.mean(dim=(2, 3))
 
     return network, file_sha256(path)
+
+
+def _fold_batch_norms(model: nn.Module) -> None:
+    """Make each padding, convolution and batch normalisation of EfficientNet one convolution; ReLU6 works in place."""
+    pairs = [(model, "_conv_stem", "_bn0"), (model, "_conv_head", "_bn1")]
+    for block in model.get_submodule("_blocks").children():
+        names = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        pairs += [(block, conv, norm) for conv, norm in names if hasattr(block, conv)]  # the first does not expand
+    for owner, conv, norm in pairs:
+        setattr(owner, conv, _folded(getattr(owner, conv), getattr(owner, norm)))
+        setattr(owner, norm, nn.Identity())
+    for module in model.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution that does what `conv`, with its own padding of zeros, and `norm` do in turn."""
+    fused = fuse_conv_bn_eval(conv, norm)
+    if isinstance(conv.static_padding, nn.ZeroPad2d):
+        # TensorFlow's "same" padding has one zero more after the image than before it where the stride is 2. A
+        # convolution pads both sides alike: it does the same with a kernel that starts with one more row and column, 0.
+        before, after, *_ = conv.static_padding.padding
+        fused.weight = nn.Parameter(F.pad(fused.weight, (after - before, 0, after - before, 0)))
+        fused.padding, fused.static_padding = (after, after), nn.Identity()
+    return fused
 
 
 def _load_inception(evaluation: Evaluation, device: torch.device) -> tuple[Network, str]:
@@ -102,8 +140,8 @@ def _load_inception(evaluation: Evaluation, device: torch.device) -> tuple[Netwo
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the weights come as nothing else
         layers = torch.jit.load(path, map_location=device).eval().layers  # type: ignore[no-untyped-call]
 
-    def network(pixels: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = layers((pixels - 128) / 128)
+    def network(pixels: Tensor) -> Tensor:
+        features: Tensor = layers((pixels - 128) / 128)
         return features.flatten(1)
 
     return network, INCEPTION_SHA256

