@@ -1,6 +1,6 @@
 """Features -> numbers: how far generated images are from real ones, and how far real images are from real ones.
 
-The formulas are torch-fidelity's, on float64. All draws are seeded; the global generators are neither read nor moved.
+The formulas are torch-fidelity's. All draws are seeded; the global generators are neither read nor moved.
 """
 
 import json
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from maskdm.config import Evaluation
 from maskdm.errors import MaskDMError
@@ -21,7 +20,8 @@ from maskdm.extractors import METRIC_NAMES, Extractor, extract
 from maskdm.files import write_atomically
 
 SELECTION_SEED = 0  # of the fixed shuffles that choose real images: the same for every run, whatever its seed
-PRC_BLOCK = 1000  # rows of a distance matrix held at once, to bound memory
+BLOCK = 1000  # rows or columns of a distance matrix held at once, to bound memory
+ARRAYS = ("features", "mean", "covariance", "radii")  # of a reference, in the order of its fields
 
 
 # --- distances between two sets of features [N, D] and [M, D] ----------------------------------------------
@@ -46,11 +46,12 @@ def frechet_distance(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndar
 def kid(samples: np.ndarray, reference: np.ndarray, subsets: int, subset_size: int, seed: int) -> float:
     """Kernel distance: mean unbiased MMD^2 with a cubic kernel over random subsets (arXiv 1801.01401).
 
-    May be slightly negative where the sets agree, since the estimate is unbiased.
+    May be slightly negative where the sets agree, since the estimate is unbiased. It is taken in the features' own
+    precision: float32 is twice as fast as float64 and off by 1e-7, far below the spread of the random subsets.
     """
     found = kid_features_to_metric(
-        torch.from_numpy(samples).double(),
-        torch.from_numpy(reference).double(),
+        torch.from_numpy(samples),
+        torch.from_numpy(reference),
         kid_subsets=subsets,
         kid_subset_size=subset_size,
         rng_seed=seed,
@@ -60,18 +61,32 @@ def kid(samples: np.ndarray, reference: np.ndarray, subsets: int, subset_size: i
     return mean
 
 
-def precision_recall(samples: np.ndarray, reference: np.ndarray, nearest_k: int) -> tuple[float, float]:
-    """Share of samples within the reference's manifold, and the reverse (Kynkäänniemi et al., arXiv 1904.06991)."""
-    found = prc_features_to_metric(
-        torch.from_numpy(samples).double(),
-        torch.from_numpy(reference).double(),
-        prc_neighborhood=nearest_k,
-        prc_batch_size=PRC_BLOCK,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    # The shares were averaged in float32: digits behind the sixth are rounding.
-    return round(found[KEY_METRIC_PRECISION], 6), round(found[KEY_METRIC_RECALL], 6)
+def neighbour_radii(features: np.ndarray, nearest_k: int) -> np.ndarray:
+    """Distances, float64 [N], from each of `features` [N, D] to its `nearest_k`-th nearest neighbour among the others.
+
+    The balls of these radii are the set's manifold (Kynkäänniemi et al. 2019, arXiv 1904.06991, eq. 1).
+    """
+    points = torch.from_numpy(features).double()
+    radii = [torch.cdist(block, points).kthvalue(nearest_k + 1).values for block in points.split(BLOCK)]  # + itself
+    return torch.cat(radii).numpy()
+
+
+def precision_recall(
+    samples: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, float]:
+    """Share of samples within the real images' manifold, and the reverse (arXiv 1904.06991, eq. 2).
+
+    Each set is `(features, radii)`, [N, D] and [N]. The shares are torch-fidelity's, which finds the radii of the real
+    images, most of the work, anew for every set of samples.
+    """
+    points, radii = (torch.from_numpy(array).double() for array in samples)
+    precise = torch.zeros(len(points), dtype=torch.bool)
+    recalled = []
+    for block, block_radii in zip(*(torch.from_numpy(array).double().split(BLOCK) for array in real), strict=True):
+        distances = torch.cdist(points, block)
+        precise |= (distances <= block_radii).any(dim=1)
+        recalled.append((distances <= radii[:, None]).any(dim=0))
+    return precise.double().mean().item(), torch.cat(recalled).double().mean().item()
 
 
 # --- the real images that samples are compared with -------------------------------------------------------
@@ -86,11 +101,13 @@ class ReferenceKey:
     extractor_sha256: str  # of its weights
     input_size: int  # pixels a side that the extractor saw
     count: int  # images
+    nearest_k: int  # neighbour whose distance is an image's radius
 
     @classmethod
-    def of(cls, extractor: Extractor, data_sha256: str, count: int) -> Self:
-        """The key of `count` images of a data set, seen by `extractor`."""
-        return cls(data_sha256, extractor.name, extractor.sha256, extractor.input_size, count)
+    def of(cls, extractor: Extractor, data_sha256: str, evaluation: Evaluation) -> Self:
+        """The key of `evaluation.reference` images of a data set, seen by `extractor`."""
+        size = extractor.input_size
+        return cls(data_sha256, extractor.name, extractor.sha256, size, evaluation.reference, evaluation.nearest_k)
 
     @property
     def filename(self) -> str:
@@ -100,12 +117,18 @@ class ReferenceKey:
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of real images, float32 [M, D], and their mean [D] and covariance [D, D], float64."""
+    """Features of real images, float32 [M, D], and in float64 their mean [D], covariance [D, D] and radii [M]."""
 
     key: ReferenceKey
     features: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
+    radii: np.ndarray
+
+    @classmethod
+    def of(cls, key: ReferenceKey, features: np.ndarray) -> Self:
+        """The reference with these features, and all of it that does not depend on samples."""
+        return cls(key, features, *statistics(features), neighbour_radii(features, key.nearest_k))
 
     def save(self, folder: Path) -> Path:
         """Write to a file in `folder` that is named by the key, whole or not at all; returns its path.
@@ -114,11 +137,8 @@ class Reference:
             MaskDMError: it cannot be written.
         """
         path = folder / self.key.filename
-        key = json.dumps(asdict(self.key))
-        write_atomically(
-            path,
-            lambda file: np.savez(file, key=key, features=self.features, mean=self.mean, covariance=self.covariance),
-        )
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        write_atomically(path, lambda file: np.savez(file, key=json.dumps(asdict(self.key)), **arrays))
         return path
 
 
@@ -135,7 +155,7 @@ def load_reference(folder: Path, expected: ReferenceKey) -> Reference:
     try:
         with path.open("rb") as file, np.load(file) as stored:  # given a path, np.load leaves a corrupt file open
             key = ReferenceKey(**json.loads(str(stored["key"])))
-            reference = Reference(key, stored["features"], stored["mean"], stored["covariance"])
+            reference = Reference(key, *(stored[name] for name in ARRAYS))
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise MaskDMError(f"{path}: corrupt reference; make it again with `dvc repro -f reference`") from error
     for name, value in asdict(expected).items():
@@ -148,16 +168,21 @@ def build_reference(extractor: Extractor, train: np.ndarray, data_sha256: str, e
     """The reference of `evaluation.reference` training images, a fixed choice from `train`, uint8 [n, C, H, W].
 
     Raises:
-        MaskDMError: there are not as many training images.
+        MaskDMError: there are not as many training images, or too few for `nearest_k`.
     """
     if evaluation.reference > len(train):
         raise MaskDMError(
             f"evaluation.reference={evaluation.reference} but the data set has {len(train)} training images; "
             f"allowed: at most {len(train)}"
         )
+    if evaluation.nearest_k >= evaluation.reference:
+        raise MaskDMError(
+            f"evaluation.nearest_k={evaluation.nearest_k}; allowed: less than evaluation.reference "
+            f"({evaluation.reference} images)"
+        )
     chosen = np.sort(_shuffled(len(train))[: evaluation.reference])  # sorted: a memory map is read front to back
     features = extract(extractor, train[chosen], evaluation.batch_size)
-    return Reference(ReferenceKey.of(extractor, data_sha256, evaluation.reference), features, *statistics(features))
+    return Reference.of(ReferenceKey.of(extractor, data_sha256, evaluation), features)
 
 
 def floor_images(train: np.ndarray, heldout: np.ndarray, evaluation: Evaluation) -> tuple[np.ndarray, int]:
@@ -197,7 +222,9 @@ def compare(samples: np.ndarray, reference: Reference, evaluation: Evaluation, s
             raise MaskDMError(
                 f"evaluation.{name}={given}; allowed: at most {given - needed + fewest} ({fewest} images)"
             )
-    precision, recall = precision_recall(samples, reference.features, evaluation.nearest_k)
+    precision, recall = precision_recall(
+        (samples, neighbour_radii(samples, reference.key.nearest_k)), (reference.features, reference.radii)
+    )
     return {
         METRIC_NAMES[reference.key.extractor]: frechet_distance(
             statistics(samples), (reference.mean, reference.covariance)

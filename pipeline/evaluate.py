@@ -142,7 +142,7 @@ class Judge:
         params = project.params
         plans = (*project.plans(params.arms[arm].pretrain), plan_finetune(params, project.recipe, arm))
         extractor = load_extractor(params.evaluation, project.device)
-        key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation.reference)
+        key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
         return cls(project, plans, extractor, load_reference(REFERENCE, key), work)
 
     @property

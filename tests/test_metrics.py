@@ -14,7 +14,9 @@ from cleanfid.fid import frechet_distance as clean_frechet_distance
 from cleanfid.fid import kernel_distance as clean_kernel_distance
 from ruamel.yaml import YAML
 from sklearn.neighbors import NearestNeighbors
+from torch_fidelity.metric_prc import prc_features_to_metric
 
+from maskdm import metrics
 from maskdm.config import Evaluation
 from maskdm.errors import MaskDMError
 from maskdm.extractors import Extractor, extract, load_extractor
@@ -27,6 +29,7 @@ from maskdm.metrics import (
     frechet_distance,
     kid,
     load_reference,
+    neighbour_radii,
     precision_recall,
     statistics,
 )
@@ -62,8 +65,7 @@ def global_generators() -> bytes:
 
 
 def reference_of(features: np.ndarray) -> Reference:
-    key = ReferenceKey("d" * 64, "effnet_lite0", "e" * 64, 32, len(features))
-    return Reference(key, features, *statistics(features))
+    return Reference.of(ReferenceKey("d" * 64, "effnet_lite0", "e" * 64, 32, len(features), nearest_k=3), features)
 
 
 # --- Fréchet distance -------------------------------------------------------------------------------------
@@ -123,21 +125,32 @@ def test_kid_of_whole_sets_agrees_with_clean_fid() -> None:
     assert kid(samples, real, 1, 60, seed=0) == pytest.approx(expected, rel=1e-9)
 
 
+def test_kid_of_float32_features_is_that_of_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, real = gaussian(200, dimensions=1000, shift=0.1, seed=1), gaussian(300, dimensions=1000)
+    exact = kid(samples.astype(np.float64), real.astype(np.float64), 20, 100, seed=0)
+    assert kid(samples, real, 20, 100, seed=0) == pytest.approx(exact, abs=1e-6)
+    assert abs(exact) > 1e-3
+
+
 # --- precision and recall ---------------------------------------------------------------------------------
+
+
+def manifold(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return features, neighbour_radii(features, 3)
 
 
 def test_precision_and_recall_are_one_for_a_set_and_itself() -> None:
     features = gaussian(80)
-    assert precision_recall(features, features, 3) == (1, 1)
+    assert precision_recall(manifold(features), manifold(features)) == (1, 1)
 
 
 def test_precision_and_recall_are_zero_far_apart() -> None:
-    assert precision_recall(gaussian(80), gaussian(80, shift=1000, seed=1), 3) == (0, 0)
+    assert precision_recall(manifold(gaussian(80)), manifold(gaussian(80, shift=1000, seed=1))) == (0, 0)
 
 
 def test_one_mode_of_two_has_precision_but_half_the_recall() -> None:
     left, right = gaussian(100), gaussian(100, shift=1000, seed=1)
-    precision, recall = precision_recall(left, np.concatenate([left, right]), 3)
+    precision, recall = precision_recall(manifold(left), manifold(np.concatenate([left, right])))
     assert precision == 1
     assert recall == pytest.approx(0.5)
 
@@ -152,7 +165,19 @@ def test_precision_and_recall_agree_with_nearest_neighbours() -> None:
 
     expected = share_covered(samples, real), share_covered(real, samples)
     assert 0 < expected[0] < 1
-    assert precision_recall(samples, real, 3) == pytest.approx(expected, abs=1e-6)
+    assert precision_recall(manifold(samples), manifold(real)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_precision_and_recall_are_torch_fidelitys_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", 100)
+    samples, real = gaussian(230, shift=0.7, seed=1), gaussian(350)
+    expected = prc_features_to_metric(
+        torch.from_numpy(samples).double(), torch.from_numpy(real).double(), prc_neighborhood=3, verbose=False
+    )
+    precision, recall = precision_recall(manifold(samples), manifold(real))
+    assert 0.05 < precision < recall < 0.95 or 0.05 < recall < precision < 0.95
+    assert precision == pytest.approx(expected["precision"], abs=1e-6)  # torch-fidelity averages in float32
+    assert recall == pytest.approx(expected["recall"], abs=1e-6)
 
 
 # --- all of them ------------------------------------------------------------------------------------------
@@ -217,9 +242,9 @@ def images(count: int, first: int = 0) -> np.ndarray:
 def test_a_reference_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     reference = build_reference(pixel_extractor(), images(60), "d" * 64, evaluation())
     reference.save(tmp_path)
-    loaded = load_reference(tmp_path, ReferenceKey.of(pixel_extractor(), "d" * 64, 50))
+    loaded = load_reference(tmp_path, ReferenceKey.of(pixel_extractor(), "d" * 64, evaluation()))
     assert loaded.key == reference.key
-    for name in ("features", "mean", "covariance"):
+    for name in ("features", "mean", "covariance", "radii"):
         saved, read = getattr(reference, name), getattr(loaded, name)
         assert saved.dtype == read.dtype
         np.testing.assert_array_equal(saved, read)
@@ -247,6 +272,7 @@ def test_a_reference_needs_as_many_training_images() -> None:
         ("extractor_sha256", "0" * 64),
         ("input_size", 64),
         ("count", 49),
+        ("nearest_k", 4),
     ],
 )
 def test_a_reference_of_something_else_is_refused(tmp_path: Path, name: str, value: Any) -> None:
@@ -283,6 +309,11 @@ def test_a_reference_that_cannot_be_written_leaves_nothing(tmp_path: Path, monke
     with pytest.raises(MaskDMError, match="No space left on device"):
         reference_of(gaussian(50)).save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_without_enough_neighbours_says_how_many_are_allowed() -> None:
+    with pytest.raises(MaskDMError, match=r"evaluation.nearest_k=50; allowed: less than .* \(50 images\)"):
+        build_reference(pixel_extractor(), images(60), "d" * 64, evaluation(nearest_k=50))
 
 
 def test_the_floor_takes_held_out_images_where_they_suffice() -> None:
@@ -340,7 +371,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_stage_writes_a_reference_that_an_evaluation_can_load_and_the_floor(project: Path) -> None:
     stage.main()
     extractor = load_extractor(evaluation(), torch.device("cpu"))
-    reference = load_reference(project / "data" / "reference", ReferenceKey.of(extractor, "d" * 64, 50))
+    reference = load_reference(project / "data" / "reference", ReferenceKey.of(extractor, "d" * 64, evaluation()))
     record = json.loads((project / "records" / "reference.json").read_text())
     prepared = np.load(project / "data" / "prepared" / "images.npy")
     real, from_heldout = floor_images(prepared[:60], prepared[60:], evaluation())
