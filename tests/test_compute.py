@@ -37,7 +37,10 @@ def test_the_count_equals_the_counter_on_a_real_step(network: UViT) -> None:
 @pytest.mark.parametrize("arm", ["scratch", "patch75", "staged"])
 def test_all_arms_spend_the_same_budget(params: Params, recipe: Recipe, arm: str) -> None:
     phases = all_phases(params, recipe, arm)
-    assert phases[-1].train_flops(phases[-1].steps) == pytest.approx(params.budget.train_flops, rel=BUDGET_TOLERANCE)
+    total = phases[-1].train_flops(phases[-1].steps)
+    assert total == pytest.approx(
+        params.budget.train_flops, rel=BUDGET_TOLERANCE / 2
+    )  # of two arms, one above, one below
     network = build_network(params, None)
     spent = sum(
         phase.steps
@@ -82,7 +85,7 @@ def test_an_arm_may_be_masked_all_the_way(settings: dict[str, Any], recipe: Reci
 
 def test_a_budget_too_small_for_whole_steps_is_rejected(settings: dict[str, Any], recipe: Recipe) -> None:
     settings["budget"]["train_flops"] = 1e7
-    with pytest.raises(MaskDMError, match=r"budget\.train_flops=1e\+07: whole steps of arm scratch miss it by"):
+    with pytest.raises(MaskDMError, match=r"budget\.train_flops=1e\+07: .* scratch miss it by 6\.[0-9]+%; allowed: 0\.25%"):
         plan_finetune(Params.model_validate(settings), recipe, "scratch")
 
 
