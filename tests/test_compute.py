@@ -1,6 +1,8 @@
 import itertools
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskdm.compute import PhasePlan, build_network, plan_finetune, plan_pretrain, train_flops_per_image
 from maskdm.config import BUDGET_TOLERANCE, Params, Recipe
+from maskdm.datasets.prepared import PreparedData
+from maskdm.diffusion import noise_schedule
 from maskdm.errors import MaskDMError
+from maskdm.training import PhaseTrainer
 from maskdm.uvit import UViT
 from tests.conftest import PARAMS, RECIPE
 
@@ -51,6 +56,39 @@ def test_all_arms_spend_the_same_budget(params: Params, recipe: Recipe, arm: str
     assert phases[-1].train_flops(phases[-1].steps) == pytest.approx(spent)
 
 
+@pytest.fixture(scope="module")
+def spent() -> dict[str, list[tuple[int, PhasePlan]]]:
+    """FLOPs that torch counts over every step of every phase of the real trainer, by arm, beside the phase's plan."""
+    raw = {**PARAMS, "budget": {"train_flops": 1e9, "snapshots": [1.0]}}
+    params, recipe = Params.model_validate(raw), Recipe.model_validate(RECIPE)
+    return {arm: [(count_flops(plan, params), plan) for plan in all_phases(params, recipe, arm)] for arm in params.arms}
+
+
+def count_flops(plan: PhasePlan, params: Params) -> int:
+    """What the counter sees of a whole phase: forward and backward, and whatever else the step multiplies."""
+    schedule = noise_schedule(100, "linear", "epsilon")
+    unread = PreparedData(np.empty(0), None, {})  # the steps are handed their batch
+    trainer = PhaseTrainer(
+        build_network(params, None), schedule, unread, plan, lambda _: 0.0, 0, Path(), lambda _: None
+    )
+    images = torch.randint(256, (plan.batch_size, 1, 8, 8), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        for _ in range(plan.steps):
+            trainer.train_step(images, None)
+    return counter.get_total_flops()
+
+
+def test_every_phase_spends_what_its_plan_says_to_the_last_flop(spent: dict[str, list[tuple[int, PhasePlan]]]) -> None:
+    assert [len(phases) for phases in spent.values()] == [1, 2, 3]  # whole, patches, blocks then crops
+    for counted, plan in itertools.chain(*spent.values()):
+        assert counted == plan.train_flops(plan.steps) - plan.start_flops
+
+
+def test_arms_that_claim_equal_compute_are_counted_equal(spent: dict[str, list[tuple[int, PhasePlan]]]) -> None:
+    totals = [sum(counted for counted, _ in phases) for phases in spent.values()]
+    assert max(totals) / min(totals) - 1 < BUDGET_TOLERANCE
+
+
 def test_phases_follow_each_other_without_a_gap(params: Params, recipe: Recipe) -> None:
     phases = all_phases(params, recipe, "staged")
     assert [phase.index for phase in phases] == [0, 1, 2]
@@ -85,7 +123,9 @@ def test_an_arm_may_be_masked_all_the_way(settings: dict[str, Any], recipe: Reci
 
 def test_a_budget_too_small_for_whole_steps_is_rejected(settings: dict[str, Any], recipe: Recipe) -> None:
     settings["budget"]["train_flops"] = 1e7
-    with pytest.raises(MaskDMError, match=r"budget\.train_flops=1e\+07: .* scratch miss it by 6\.[0-9]+%; allowed: 0\.25%"):
+    with pytest.raises(
+        MaskDMError, match=r"budget\.train_flops=1e\+07: .* scratch miss it by 6\.[0-9]+%; allowed: 0\.25%"
+    ):
         plan_finetune(Params.model_validate(settings), recipe, "scratch")
 
 
