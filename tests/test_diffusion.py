@@ -60,14 +60,35 @@ def test_a_perfect_denoiser_has_no_loss_and_a_wrong_one_its_error_in_epsilon(
     torch.testing.assert_close(epsilon_loss(schedule, wrong, t), torch.full((4,), 0.25), rtol=1e-3, atol=0)
 
 
+def gradients(network: UViT, loss: Tensor) -> dict[str, Tensor]:
+    network.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
-def test_the_masked_loss_with_everything_kept_is_the_dense_loss(network: UViT, prediction_type: str) -> None:
+def test_the_masked_loss_with_everything_kept_in_any_order_is_the_dense_loss(
+    network: UViT, prediction_type: str
+) -> None:
     schedule = noise_schedule(100, "linear", prediction_type)
     x_0, t, noise = batch()
-    everything = torch.arange(16).expand(4, -1)
-    torch.testing.assert_close(
-        denoising_loss(network, schedule, x_0, t, noise, everything), denoising_loss(network, schedule, x_0, t, noise)
-    )
+    ids_keep = torch.stack([torch.arange(16), *(torch.randperm(16) for _ in range(3))])
+    dense = denoising_loss(network, schedule, x_0, t, noise)
+    shuffled = gather_tokens(x_0, ids_keep), t, gather_tokens(noise, ids_keep)
+    masked = denoising_loss(network, schedule, *shuffled, ids_keep)
+    torch.testing.assert_close(masked, dense)
+    torch.testing.assert_close(gradients(network, masked.mean()), gradients(network, dense.mean()))
+
+
+def test_the_gradient_reaches_the_kept_positions_and_all_that_tokens_share(network: UViT) -> None:
+    schedule = noise_schedule(100, "linear", "epsilon")
+    x_0, t, noise = batch()
+    ids_keep = torch.tensor([[0, 1], [1, 5], [5, 9], [9, 0]])  # an own mask for each image
+    loss = denoising_loss(network, schedule, gather_tokens(x_0, ids_keep), t, gather_tokens(noise, ids_keep), ids_keep)
+    found = gradients(network, loss[:2].sum())
+    assert found["pos_embed"].abs().sum(1).nonzero().ravel().tolist() == [0, 1, 5]
+    assert found.keys() == dict(network.named_parameters()).keys()
+    assert all(gradient.any() for gradient in found.values())
 
 
 def test_a_removed_token_changes_neither_loss_nor_gradient(network: UViT) -> None:
@@ -77,11 +98,10 @@ def test_a_removed_token_changes_neither_loss_nor_gradient(network: UViT) -> Non
     removed = torch.ones(4, 16, dtype=torch.bool).scatter_(1, ids_keep, False)
     results = []
     for pixels in (x_0, torch.where(removed[:, :, None], 100.0, x_0)):
-        network.zero_grad()
         visible = gather_tokens(pixels, ids_keep)
         loss = denoising_loss(network, schedule, visible, t, gather_tokens(noise, ids_keep), ids_keep).mean()
-        loss.backward()
-        results.append([loss.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+        results.append([loss.detach(), *gradients(network, loss).values()])
+    assert len(results[0]) == 1 + len(list(network.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
