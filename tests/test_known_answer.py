@@ -95,9 +95,31 @@ def new_network() -> UViT:
 def train(schedule: Any, mask: Mask | None, folder: Path) -> UViT:
     """The averaged weights of one phase of the real trainer."""
     settings = Optimisation(
-        lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, grad_clip=1.0, warmup=0.05, decay=0.5, ema_horizon=0.05, hflip=0.0
+        optimizer="adamw",
+        lr=3e-3,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        grad_clip=1.0,
+        warmup=0.05,
+        decay=0.5,
+        ema_horizon=0.05,
+        hflip=0.0,
     )
-    plan = PhasePlan("pretrain", 0, mask, 0.0, BATCH_SIZE, STEPS, settings, 1.0, 0, 0.0, (STEPS,), {})
+    plan = PhasePlan(
+        stage="pretrain",
+        index=0,
+        mask=mask,
+        effective_mask_ratio=0.0,
+        batch_size=BATCH_SIZE,
+        steps=STEPS,
+        optimisation=settings,
+        flops_per_image=1.0,
+        optimizer_flops=0.0,
+        start_images=0,
+        start_flops=0.0,
+        heldout_steps=(STEPS,),
+        snapshot_steps={},
+    )
     data = PreparedData(draw_images(50_000, seed=1), None, {"train": 50_000})
     return PhaseTrainer(new_network(), schedule, data, plan, lambda _: 0.0, 0, folder, lambda _: None).run().network
 
