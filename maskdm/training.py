@@ -152,6 +152,7 @@ class PhaseTrainer:
         if state := load_checkpoint(self.checkpoint_path, self.device):
             self.load_state_dict(state)
         self._require_same_step()
+        self._settle_replica()
         with_labels = self.network.num_classes is not None
         loader = BatchLoader(self.data, self.plan, self.seed, self.share, with_labels)
         try:
@@ -295,6 +296,19 @@ class PhaseTrainer:
         )
         self.seconds.append(self._train_seconds)
         self._losses, self._grad_norms = [], []
+
+    def _settle_replica(self) -> None:
+        """One backward pass for nothing.
+
+        After its first one DDP sorts the gradients into other buckets, and with three processes or more the buckets
+        decide in which order numbers are added: a resumed run would repeat the steps of a whole one to rounding only.
+        """
+        if self.processes.count == 1:
+            return
+        x_t = torch.zeros(1, self.network.num_tokens, self.network.token_dim, device=self.device)
+        t = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.replica(x_t, t, labels=None if self.network.num_classes is None else t).sum().backward()
+        self.optimizer.zero_grad()
 
     def _require_same_step(self) -> None:
         """Stop where some machine does not see the checkpoint that another goes on from."""

@@ -1,11 +1,12 @@
 """A small training, a held-out loss and samples, written by the main process: what several processes must repeat.
 
-torchrun --standalone --nproc-per-node=2 -m tests.replay FOLDER
+torchrun --standalone --nproc-per-node=3 -m tests.replay FOLDER
 """
 
+import copy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.diffusion import noise_schedule
 from maskdm.processes import Processes, started_processes
 from maskdm.sampling import sample_images
-from maskdm.training import PhaseTrainer, make_heldout_loss
+from maskdm.training import LogHistory, PhaseTrainer, make_heldout_loss
 from tests.conftest import PARAMS, RECIPE, make_data
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -70,7 +71,7 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
         schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
         plan = replace(
             plan_pretrain(params, recipe, "patch75")[0],
-            batch_size=15,
+            batch_size=16,
             steps=STEPS,
             heldout_steps=(STEPS // 2, STEPS),
             snapshot_steps={},
@@ -80,21 +81,50 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
         data = WatchedData(data.images, data.labels, {**data.info, "read": []})
         heldout = make_heldout_loss(network, schedule, data, 33, 0, torch.device("cpu"), processes)
         logged: list[int] = []
-        trainer = PhaseTrainer(
-            network, schedule, data, plan, heldout, 0, folder, lambda rows: logged.append(len(rows)), 1e9, processes
-        )
-        result = trainer.run()
+
+        def trainer(name: str, log: LogHistory, checkpoint_seconds: float) -> PhaseTrainer:
+            start = copy.deepcopy(network)
+            return PhaseTrainer(
+                start, schedule, data, plan, heldout, 0, folder / name, log, checkpoint_seconds, processes
+            )
+
+        whole = trainer("whole", lambda rows: logged.append(len(rows)), 1e9)
+        result = whole.run()
+        read = list(data.info["read"])
+        resumed = trainer("cut", lambda _: None, 0.0)
+        with suppress(Killed):
+            resumed.train_step = killed_at(STEPS // 3, resumed)  # type: ignore[assignment,method-assign]
+            resumed.run()
+        resumed = trainer("cut", lambda _: None, 1e9)
+        resumed.run()
         own = range(7)[processes.share(7, "samples")]
         samples = sample_images(result.network, schedule, params.sampling, own, 0, torch.arange(7) % 4)
     return {
-        "weights": flat(trainer.network),
+        "weights": flat(whole.network),
+        "resumed": flat(resumed.network),
         "ema": flat(result.network),
         "history": result.history,
-        "read": processes.gather(np.array(data.info["read"])).tolist(),
-        "read_each": processes.gather(np.array([len(data.info["read"])])).tolist(),
+        "read": processes.gather(np.array(read)).tolist(),
+        "read_each": processes.gather(np.array([len(read)])).tolist(),
         "logged": logged,  # by this process itself
         "samples": torch.from_numpy(processes.gather(samples)),
     }
+
+
+class Killed(BaseException):
+    """Nothing runs after it but `finally`."""
+
+
+def killed_at(step: int, trainer: PhaseTrainer) -> Callable[[torch.Tensor, torch.Tensor | None], None]:
+    """The trainer's step, until it has done `step` of them."""
+    train_step = trainer.train_step
+
+    def dying(images: torch.Tensor, labels: torch.Tensor | None) -> None:
+        if trainer.step == step:
+            raise Killed
+        train_step(images, labels)
+
+    return dying
 
 
 def flat(network: torch.nn.Module) -> torch.Tensor:

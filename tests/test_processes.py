@@ -1,4 +1,4 @@
-"""One process and several do the same: here in one pytest process against two of torchrun."""
+"""One process and several do the same: here in one pytest process against three of torchrun."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from tests.imports import PROJECT
 from tests.replay import DTYPES, STEPS, replay
 from tests.test_pipeline import ENVIRONMENT
 
-# Two processes add the same numbers up in another order. Measured after 20 steps, as a share of the weights' norm:
+# Three processes add the same numbers up in another order. Measured after 20 steps, as a share of the weights' norm:
 # 1e-16 in float64, 5e-8 in float32, which is each type's rounding. The tolerances leave room for the matrix products of
 # other processors, and for Adam, which divides a gradient by its own size: of one that is nearly 0, rounding decides.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
@@ -42,25 +42,26 @@ def test_alone_nothing_changes(network: torch.nn.Module) -> None:
     assert ALONE.agree(True, False) == (True, False)
 
 
-# --- two processes of torchrun ------------------------------------------------------------------------------
+# --- three processes of torchrun ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of three processes found."""
+    folder = tmp_path_factory.mktemp("three")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     subprocess.run([*torchrun, "-m", "tests.replay", folder], cwd=PROJECT, env=ENVIRONMENT, check=True, timeout=300)
     return folder
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_two_processes_train_and_sample_like_one(name: str, of_two: Path, tmp_path: Path) -> None:
+def test_three_processes_train_and_sample_like_one(name: str, of_three: Path, tmp_path: Path) -> None:
     one = replay(tmp_path, DTYPES[name], ALONE)
-    main, other = (torch.load(of_two / f"{name}-{rank}.pt") for rank in (0, 1))
+    main, other, _ = (torch.load(of_three / f"{name}-{rank}.pt") for rank in range(3))
     for weights in ("weights", "ema"):
         assert torch.equal(main[weights], other[weights])
         assert ((main[weights] - one[weights]).norm() / one[weights].norm()).item() < TOLERANCE[name], weights
+    assert torch.equal(main["resumed"], main["weights"])
     assert main["history"] == other["history"]
     for row, expected in zip(main["history"], one["history"], strict=True):
         assert row == pytest.approx(expected, rel=10 * TOLERANCE[name])
@@ -70,15 +71,15 @@ def test_two_processes_train_and_sample_like_one(name: str, of_two: Path, tmp_pa
     assert len({image.numpy().tobytes() for image in one["samples"]}) == 7
 
 
-def test_each_image_is_read_once_and_by_one_process(of_two: Path, tmp_path: Path) -> None:
+def test_each_image_is_read_once_and_by_one_process(of_three: Path, tmp_path: Path) -> None:
     one = replay(tmp_path, torch.float32, ALONE)
-    main = torch.load(of_two / "float32-0.pt")
+    main = torch.load(of_three / "float32-0.pt")
     assert sorted(main["read"]) == sorted(one["read"])
-    assert len(one["read"]) == STEPS * 15
-    assert main["read_each"] == [STEPS * 7, STEPS * 8]
+    assert len(one["read"]) == STEPS * 16
+    assert main["read_each"] == [STEPS * 5, STEPS * 5, STEPS * 6]
 
 
-def test_only_the_main_process_logs(of_two: Path) -> None:
-    main, other = (torch.load(of_two / f"float32-{rank}.pt") for rank in (0, 1))
-    assert main["logged"][-1] == 2
-    assert other["logged"] == []
+def test_only_the_main_process_logs(of_three: Path) -> None:
+    logged = [torch.load(of_three / f"float32-{rank}.pt")["logged"] for rank in range(3)]
+    assert logged[0][-1] == 2
+    assert logged[1:] == [[], []]
