@@ -308,7 +308,7 @@ class PhaseTrainer:
         x_t = torch.zeros(1, self.network.num_tokens, self.network.token_dim, device=self.device)
         t = torch.zeros(1, dtype=torch.long, device=self.device)
         self.replica(x_t, t, labels=None if self.network.num_classes is None else t).sum().backward()
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
 
     def _require_same_step(self) -> None:
         """Stop where some machine does not see the checkpoint that another goes on from."""
