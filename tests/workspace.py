@@ -3,6 +3,7 @@
 python -m tests.workspace FOLDER PROFILE
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,8 @@ def make_workspace(folder: Path, profile: str) -> None:
             shutil.copy2(source, target)
     shutil.copy2(folder / "profiles" / f"{profile}.yaml", folder / "params.yaml")
     if not (folder / ".dvc").is_dir():
-        subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+        quiet = os.environ | {"DVC_NO_ANALYTICS": "1"}  # `init` itself would report before the setting below is there
+        subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True, env=quiet)
         for setting in ("core.analytics", "core.check_update"):
             subprocess.run(["dvc", "config", setting, "false"], cwd=folder, check=True)
 
