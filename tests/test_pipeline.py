@@ -1,12 +1,12 @@
 """The stages through their real entry points: DVC's lists, `dvc repro` at toy scale, kills, and bad input."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from ruamel.yaml import YAML
 from pipeline import evaluate, training
 from tests.conftest import PARAMS
 from tests.imports import PROJECT, closure
+from tests.kills import Activity, Repro, differences, draw_points, facts, kill_at, make_project
+from tests.toy import ENVIRONMENT, write_params
 from tests.workspace import make_workspace
 
 SHOWN_ONLY = frozenset({"errors", "progress", "records", "tracking"})  # they show and keep what was computed
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def dvc_stages() -> dict[str, dict[str, Any]]:
@@ -47,16 +48,6 @@ def test_a_runs_identity_covers_the_library_files_that_dvc_lists(name: str, code
 # --- the whole pipeline -------------------------------------------------------------------------------------
 
 
-def write_params(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A comparison of two arms, one with two masked phases, that trains in seconds."""
-    params = json.loads(json.dumps(PARAMS)) | changes
-    params["pretrain"] = {"none": [], "staged": params["pretrain"]["staged"]}
-    params["arms"] = {name: params["arms"][name] for name in ("scratch", "staged")}
-    with (folder / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(params, file)
-    return params
-
-
 def command(folder: Path, *arguments: str, expect: int = 0, **environment: str) -> str:
     """Run a command in `folder`; returns what it printed."""
     done = subprocess.run(
@@ -80,16 +71,39 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '(.*)'", output)
 
 
+@dataclass(frozen=True)
+class FirstRun:
+    """Of `dvc repro`, in a project where nothing had run."""
+
+    folder: Path
+    activities: list[Activity]
+    facts: dict[str, Any]  # of the arm `staged`
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which `dvc repro` has run once."""
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     folder = tmp_path_factory.mktemp("project")
-    make_workspace(folder, "smoke")
-    write_params(folder)
-    output = command(folder, "dvc", "repro")
-    assert len(stages_run(output)) == 10
-    assert "warning" not in output
-    return folder
+    make_project(folder)
+    repro = Repro(folder)
+    activities = list(repro.activities())
+    assert len(stages_run(repro.output)) == 10
+    assert "warning" not in repro.output
+    return FirstRun(folder, activities, facts(folder, "staged"))
+
+
+@pytest.fixture(scope="module")
+def project(first_run: FirstRun) -> Path:
+    """A project in which `dvc repro` has run once."""
+    return first_run.folder
+
+
+def test_a_repro_that_is_killed_again_and_again_ends_as_one_that_is_not(first_run: FirstRun, tmp_path: Path) -> None:
+    """At three points; `python -m tests.kills` takes more."""
+    make_project(tmp_path)
+    for point in draw_points(first_run.activities, 3, seed=0, only="@staged"):
+        kill_at(tmp_path, point, first_run.activities, target="evaluate@staged")
+    list(Repro(tmp_path, "evaluate@staged").activities())
+    assert differences(facts(tmp_path, "staged"), first_run.facts) == []
 
 
 def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:

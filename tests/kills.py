@@ -1,0 +1,285 @@
+"""Does the same command go on after a power cut? `dvc repro`, killed again and again, against a run left alone.
+
+python -m tests.kills [--points 20] [--seed 0] [--folder build/kills]
+
+Both runs are of a toy comparison, each in a copy of the project. The first one is timed: when each activity (a phase
+of pre-training, of fine-tuning, the sampling of a snapshot, its evaluation) begins and how long it takes, with the
+writing of its results and DVC's own work behind it. Points are then drawn uniformly from the time of each kind of
+activity. At each of them SIGKILL ends the second run's whole process group, and the same command starts it again.
+"""
+
+import argparse
+import hashlib
+import itertools
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from maskdm.tracking import ENVIRONMENT as MLFLOW_SETTINGS
+from tests.toy import ENVIRONMENT, write_params
+from tests.workspace import make_workspace
+
+# Long enough for several checkpoints a phase, and for sampling and evaluation to be hit.
+SETTINGS: dict[str, Any] = {
+    "budget": {"train_flops": 1e10, "snapshots": [0.25, 0.5, 1.0]},
+    "sampling": {"sampler": "ddim", "num_inference_steps": 40, "eta": 1.0, "batch_size": 64},
+    "evaluation": {
+        "extractor": "effnet_lite0",
+        "input_size": 64,
+        "weights": None,
+        "batch_size": 32,
+        "samples": 256,
+        "reference": 256,
+        "kid_subsets": 10,
+        "kid_subset_size": 64,
+        "nearest_k": 3,
+    },
+}
+USUAL, OFTEN = "\nCHECKPOINT_SECONDS = 30.0", "\nCHECKPOINT_SECONDS = 0.5"
+
+# What the output shows: DVC's line for a stage, and the progress bars, each with how far it is.
+SHOWN = re.compile(r"Running stage '(?P<stage>.+?)'|\r(?P<bar>[^\r\n:]+): +(?P<percent>\d+)%")
+KINDS = {
+    "pre-training": re.compile(r"pretrain@\w+ pretrain "),
+    "fine-tuning": re.compile(r"finetune@\w+ finetune"),
+    "sampling": re.compile(r"evaluate@\w+ sample "),
+    "evaluation": re.compile(r"evaluate@\w+ \w+ features"),
+}
+OF_THE_MACHINE = re.compile(r"train_seconds|images_per_second.*|peak_memory_bytes|seconds_to_target")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A stretch of the run, up to the beginning of the next one."""
+
+    name: str  # the DVC stage and, once its start-up is over, its progress bar
+    snapshots: int  # that `evaluate` had finished before
+    began: float  # seconds since the start of the command
+    percent: int = 0  # how much of it was done before, by a run that was killed
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from others, in every run."""
+        return self.name, self.snapshots
+
+    @property
+    def kind(self) -> str | None:
+        """One of `KINDS`; None for what no point is drawn from."""
+        return next((kind for kind, pattern in KINDS.items() if pattern.match(self.name)), None)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where to kill."""
+
+    index: int  # of the activity in the uninterrupted run
+    seconds: float  # since it began
+    duration: float  # of the activity
+
+
+class Repro:
+    """`dvc repro` in a process group of its own, watched through its output."""
+
+    def __init__(self, folder: Path, target: str | None = None) -> None:
+        self.folder, self.output = folder, ""
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(
+            ["dvc", "repro", *([target] if target else [])],
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def activities(self) -> Iterator[Activity]:
+        """Every activity, as it begins; the last one is the end of the command.
+
+        Raises:
+            RuntimeError: the command failed.
+        """
+        stage, last, position = "", "", 0
+        while chunk := os.read(self._process.stdout.fileno(), 65536):  # type: ignore[union-attr]
+            self.output += chunk.decode(errors="replace")
+            for shown in SHOWN.finditer(self.output, position):
+                position = shown.end()
+                stage = shown["stage"] or stage
+                name = stage if shown["stage"] else f"{stage} {shown['bar']}"
+                if name != last:  # else the same bar, further on
+                    yield self._now(name, int(shown["percent"] or 0))
+                last = name
+        if self._process.wait():
+            raise RuntimeError(f"dvc repro failed:\n{self.output}")
+        yield self._now("end", 0)
+
+    def kill(self) -> None:
+        """SIGKILL to DVC, to the stage and to all they have started."""
+        with suppress(ProcessLookupError):  # it may have come to its end
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def _now(self, name: str, percent: int) -> Activity:
+        finished = len(list(self.folder.glob(f"work/{name.split()[0].replace('@', '-')}/*/*.json")))
+        return Activity(name, finished, time.monotonic() - self._started, percent)
+
+
+def make_project(folder: Path, **settings: Any) -> None:
+    """A toy comparison in `folder`, in a copy of the project whose trainer saves a checkpoint twice a second.
+
+    It saves one every 30 seconds, longer than a toy's phase takes. The number is the only thing that is changed.
+    """
+    make_workspace(folder, "smoke")
+    write_params(folder, **settings)
+    path = folder / "maskdm" / "training.py"
+    code = path.read_text()
+    assert code.count(USUAL) == 1, f"{path}: no {USUAL}"
+    path.write_text(code.replace(USUAL, OFTEN))
+
+
+def draw_points(activities: list[Activity], count: int, seed: int, only: str = "") -> list[Point]:
+    """`count` points in the order of the run, as many of each kind, uniform over the time that this kind took.
+
+    Args:
+        activities: of the uninterrupted run.
+        count: how many.
+        seed: of the draw.
+        only: a part of the names of those to draw from.
+    """
+    draw = random.Random(seed)
+    spans = [Point(i, 0.0, b.began - a.began) for i, (a, b) in enumerate(itertools.pairwise(activities))]
+    points = []
+    for kind in itertools.islice(itertools.cycle(KINDS), count):
+        own = [span for span in spans if activities[span.index].kind == kind and only in activities[span.index].name]
+        (span,) = draw.choices(own, [span.duration for span in own])
+        points.append(Point(span.index, draw.uniform(0, span.duration), span.duration))
+    return sorted(points, key=lambda point: (point.index, point.seconds))
+
+
+def kill_at(folder: Path, point: Point, activities: list[Activity], target: str | None = None) -> str:
+    """Run `dvc repro` in `folder` up to `point` and kill it; returns where that was, and what was on disk.
+
+    What an earlier run has done of the activity counts as time passed. If the run is beyond the activity already, it is
+    killed where it is.
+    """
+    order = {activity.key: index for index, activity in enumerate(activities)}
+    repro = Repro(folder, target)
+    for activity in repro.activities():
+        if order.get(activity.key, -1) >= point.index:
+            break
+    wait = point.seconds - activity.percent / 100 * point.duration if order[activity.key] == point.index else 0.0
+    time.sleep(max(0.0, wait))
+    repro.kill()
+    where = f"{activity.name:<38} {max(0.0, wait):5.2f} s in, from {activity.percent:3d} %"
+    return f"{where}   {on_disk(folder, activity.name)}"
+
+
+def on_disk(folder: Path, name: str) -> str:
+    """What a stage can go on from, e.g. `checkpoints: phase 0 at step 81`. A torn file is an error."""
+    stage = name.split()[0]
+    work = folder / "work" / stage.replace("@", "-")
+    if stage.startswith("evaluate"):
+        return f"finished snapshots: {len(list(work.glob('*/*.json')))} of 3"
+    saved = [(path.stem[5:], torch.load(path, weights_only=True)["step"]) for path in sorted(work.glob("*/phase*.pt"))]
+    return "checkpoints: " + (", ".join(f"phase {phase} at step {step}" for phase, step in saved) or "none")
+
+
+def facts(folder: Path, only: str = "") -> dict[str, Any]:
+    """All that must not depend on interruptions, by name; those whose name contains `only`."""
+    found: dict[str, Any] = {}
+    for path in (*folder.glob("runs/**/*"), *folder.glob("records/**/*.json")):
+        if path.is_file() and not path.match("*.machine.json"):
+            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in folder.glob("reports/*.csv"):
+        table = pd.read_csv(path)
+        columns = [name for name in table if not OF_THE_MACHINE.fullmatch(str(name))]
+        found[str(path.relative_to(folder))] = table[columns].to_csv()
+    found |= tracked(folder)
+    return {name: fact for name, fact in found.items() if only in name}
+
+
+def tracked(folder: Path) -> dict[str, Any]:
+    """What MLflow's store holds: each run's status, parameters and every point of its metrics, as often as it is there.
+
+    Of metrics of the machine only the steps are looked at, and those of the system, sampled by the clock, not at all.
+    """
+    os.environ.update(MLFLOW_SETTINGS)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = [client.get_run(run.info.run_id) for run in client.search_runs(experiments, max_results=1000)]
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    found: dict[str, Any] = {f"mlflow {name}: runs": number for name, number in Counter(names.values()).items()}
+    for run in runs:
+        name, parent = run.info.run_name, names.get(run.data.tags.get("mlflow.parentRunId"))
+        found[f"mlflow {name}: status, parent, params"] = (run.info.status, parent, sorted(run.data.params.items()))
+        for metric in (metric for metric in run.data.metrics if not metric.startswith("system/")):
+            history = client.get_metric_history(run.info.run_id, metric)
+            timed = OF_THE_MACHINE.fullmatch(metric)
+            points = sorted((point.step, None if timed else point.value) for point in history)
+            found[f"mlflow {name}: {metric}"] = points
+    return found
+
+
+def differences(killed: dict[str, Any], whole: dict[str, Any]) -> list[str]:
+    """What is not the same in both, in words."""
+    return [
+        f"{name}: {killed.get(name, 'missing')} instead of {whole.get(name, 'nothing')}"
+        for name in sorted(killed.keys() | whole.keys())
+        if killed.get(name) != whole.get(name)
+    ]
+
+
+def main() -> None:
+    """Run both, print a line a kill, and the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("build/kills"))
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    whole, killed = arguments.folder / "whole", arguments.folder / "killed"
+    for folder in (whole, killed):
+        make_project(folder, **SETTINGS)
+
+    activities = list(Repro(whole).activities())
+    print(f"without a kill: {activities[-1].began:.0f} s", flush=True)
+    for number, point in enumerate(draw_points(activities, arguments.points, arguments.seed), 1):
+        print(f"kill {number:2d}: {kill_at(killed, point, activities)}", flush=True)
+    list(Repro(killed).activities())
+
+    expected = facts(whole)
+    different = differences(facts(killed), expected)
+    again = [activity.name for activity in Repro(killed).activities()]
+    if again != ["end"]:
+        different.append(f"one more dvc repro runs {again[0]} again")
+    different += [f"{path}: left behind" for path in killed.glob("work/*/*")]
+    print("\n".join(different) or f"equal: {summary(expected)}")
+    sys.exit(bool(different))
+
+
+def summary(same: dict[str, Any]) -> str:
+    """How much was compared."""
+    runs = [name for name in same if name.startswith("mlflow") and name.endswith(": runs")]
+    curves = [points for points in same.values() if isinstance(points, list)]
+    files = Counter(name.split("/")[0] for name in same if not name.startswith("mlflow"))
+    parts = [f"{number} files of {folder}/" for folder, number in sorted(files.items())]
+    return f"{', '.join(parts)}; {len(runs)} MLflow runs with {sum(map(len, curves))} points of {len(curves)} metrics"
+
+
+if __name__ == "__main__":
+    main()
