@@ -21,7 +21,8 @@ from maskdm.errors import MaskDMError
 from maskdm.processes import ALONE
 from pipeline import evaluate, launch, prepare, pretrain, reference, training
 from pipeline.common import Project
-from tests.test_pipeline import ENVIRONMENT, command, write_params
+from tests.test_pipeline import command
+from tests.toy import ENVIRONMENT, write_params
 from tests.workspace import make_workspace
 
 BUDGET = {"train_flops": 6e9, "snapshots": [0.5, 1.0]}  # 240 and 120 steps: time to interrupt the second phase

@@ -1,0 +1,77 @@
+"""The fewest network evaluations whose samples are as good as DDIM's with 250 steps.
+
+`python -m benchmarks.sampling [ARM ...]` judges the trained weights of some arms of `params.yaml` (by default the
+baseline and the first masked arm) by the metric of its `evaluation`, with the same initial noise for every sampler, and
+prints a table. `dvc repro` must have trained them.
+"""
+
+import argparse
+import time
+
+from maskdm.checkpoint import load_snapshot
+from maskdm.config import Params, Sampling
+from maskdm.diffusion import noise_schedule
+from maskdm.errors import MaskDMError, exit_with_one_line
+from maskdm.extractors import Extractor, extract, load_extractor
+from maskdm.metrics import Reference, ReferenceKey, frechet_distance, load_reference, statistics
+from maskdm.processes import ALONE
+from maskdm.sampling import sample_images
+from maskdm.uvit import UViT
+from pipeline.common import Project
+from pipeline.paths import REFERENCE, weights_folder
+
+YARDSTICK = ("ddim", 250)
+CANDIDATES = [
+    *(("ddim", steps) for steps in (20, 50, 100)),
+    *((sampler, steps) for sampler in ("dpm_solver", "unipc") for steps in (8, 10, 12, 15, 20, 25)),
+]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arms", nargs="*", metavar="ARM")
+    with exit_with_one_line():
+        project = Project.open(ALONE)
+        params = project.params
+        masked = next((name for name, arm in params.arms.items() if params.pretrain[arm.pretrain]), params.baseline)
+        arms = parser.parse_args().arms or [params.baseline, masked]
+        if unknown := set(arms) - params.arms.keys():
+            raise MaskDMError(f"{min(unknown)}: no such arm; allowed: {', '.join(params.arms)}")
+        extractor = load_extractor(params.evaluation, project.device)
+        key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
+        reference = load_reference(REFERENCE, key)
+        print(f"| arm | sampler | network evaluations | {extractor.metric_name} | to DDIM-{YARDSTICK[1]} | images/s |")
+        print("|---|---|---|---|---|---|")
+        for arm in arms:
+            network = load_snapshot(weights_folder("finetune", arm), project.device)
+            best = None
+            for sampler, steps in (YARDSTICK, *CANDIDATES):
+                distance, rate = judge(project, network, extractor, reference, sampler, steps)
+                best = best or distance
+                print(
+                    f"| {arm} | {sampler} | {steps} | {distance:.1f} | {distance / best - 1:+.1%} | {rate:.0f} |",
+                    flush=True,
+                )
+
+
+def judge(
+    project: Project, network: UViT, extractor: Extractor, reference: Reference, sampler: str, steps: int
+) -> tuple[float, float]:
+    """The distance of as many samples as an evaluation draws, and the images a second."""
+    params: Params = project.params
+    recipe = project.recipe
+    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    settings = Sampling.model_validate(
+        params.sampling.model_dump() | {"sampler": sampler, "num_inference_steps": steps, "eta": 0.0}
+    )
+    started = time.perf_counter()
+    images = sample_images(network, schedule, settings, range(params.evaluation.samples), params.seed)
+    seconds = time.perf_counter() - started
+    features = extract(extractor, images, params.evaluation.batch_size)
+    distance = frechet_distance(statistics(features), (reference.mean, reference.covariance))
+    return distance, len(images) / seconds
+
+
+if __name__ == "__main__":
+    main()
