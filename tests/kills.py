@@ -238,7 +238,7 @@ def tracked(folder: Path) -> dict[str, Any]:
 def differences(killed: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     """What is not the same in both, in words."""
     return [
-        f"{name}: {killed.get(name, 'missing')} instead of {whole.get(name, 'nothing')}"
+        f"{name}: {str(killed.get(name, 'missing'))[:200]} instead of {str(whole.get(name, 'nothing'))[:200]}"
         for name in sorted(killed.keys() | whole.keys())
         if killed.get(name) != whole.get(name)
     ]
