@@ -65,18 +65,40 @@ def test_gaussian_data_keeps_its_mean_and_spread() -> None:
         assert tokens.std().item() == pytest.approx(spread, abs=0.02), sampler
 
 
-def test_ddim_without_noise_is_the_authors_formula(network: UViT) -> None:
-    """x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps with x_0 clipped, from T - 1 down by T / steps."""
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_the_authors_formula(network: UViT, eta: float) -> None:
+    """x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s - sigma^2) eps + sigma z, x_0 clipped, from T - 1 down by T / steps."""
     schedule, steps = noise_schedule(1000, "linear", "epsilon"), 10
-    found = sample_tokens(network, schedule, sampling("ddim", steps=steps), [generator("cpu", 7)])
-    x = torch.randn(1, 16, 4, generator=generator("cpu", 7))
+    found = sample_tokens(network, schedule, sampling("ddim", eta, steps), [generator("cpu", 7)])
+    random = generator("cpu", 7)
+    x = torch.randn(1, 16, 4, generator=random)
     times = list(range(999, -1, -1000 // steps))
     for t, s in zip(times, [*times[1:], None], strict=True):
         abar_t = schedule.alphas_cumprod[t]
         abar_s = schedule.alphas_cumprod[s] if s is not None else torch.tensor(1.0)
+        sigma = eta * ((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)).sqrt()  # Song et al. 2021, eq. 16
         eps = network(x, torch.tensor([t]))
         x_0 = ((x - (1 - abar_t).sqrt() * eps) / abar_t.sqrt()).clamp(-1, 1)
-        x = abar_s.sqrt() * x_0 + (1 - abar_s).sqrt() * eps
+        z = torch.randn(x.shape, generator=random) if eta else torch.zeros(())
+        x = abar_s.sqrt() * x_0 + (1 - abar_s - sigma**2).sqrt() * eps + sigma * z
+    torch.testing.assert_close(found, x.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_ddpm_is_the_ancestral_sampler(network: UViT) -> None:
+    """x_{t-1} ~ N(posterior mean of x_{t-1} given x_t and x_0, its variance), Ho et al. 2020, eq. 7; x_0 clipped."""
+    schedule = noise_schedule(50, "linear", "epsilon")
+    found = sample_tokens(network, schedule, sampling("ddpm", steps=50), [generator("cpu", 7)])
+    random = generator("cpu", 7)
+    x = torch.randn(1, 16, 4, generator=random)
+    abar = torch.cat([torch.ones(1), schedule.alphas_cumprod])  # abar[t + 1] is that of step t
+    for t in range(49, -1, -1):
+        now, before = abar[t + 1], abar[t]
+        beta = 1 - now / before
+        eps = network(x, torch.tensor([t]))
+        x_0 = ((x - (1 - now).sqrt() * eps) / now.sqrt()).clamp(-1, 1)
+        x = (before.sqrt() * beta * x_0 + (1 - beta).sqrt() * (1 - before) * x) / (1 - now)
+        if t:
+            x = x + ((1 - before) / (1 - now) * beta).sqrt() * torch.randn(x.shape, generator=random)
     torch.testing.assert_close(found, x.detach(), atol=1e-4, rtol=1e-4)
 
 
