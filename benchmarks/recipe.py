@@ -1,0 +1,167 @@
+"""What each part of the recipe is worth: scratch at a fixed compute with one thing changed.
+
+`python -m benchmarks.recipe [--variants NAME ...] [--budgets FLOPS ...] [--seeds N]` trains the default profile's
+scratch arm for every combination, one process with one thread for each core, and prints a table of held-out losses and
+distances. Results are kept in `work/benchmarks/recipe/`, so that the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from maskdm.checkpoint import fingerprint
+from maskdm.compute import build_network, plan_finetune
+from maskdm.config import Params, Recipe, load_params, load_recipe
+from maskdm.datasets.prepared import PreparedData
+from maskdm.diffusion import noise_schedule
+from maskdm.errors import exit_with_one_line
+from maskdm.extractors import extract, load_extractor
+from maskdm.files import write_atomically
+from maskdm.metrics import ReferenceKey, frechet_distance, load_reference, statistics
+from maskdm.sampling import sample_images
+from maskdm.training import PhaseTrainer, make_heldout_loss
+from pipeline.paths import PREPARED, REFERENCE, ROOT
+
+WORK = ROOT / "work" / "benchmarks" / "recipe"
+ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
+# name: recipe to start from, and what replaces its `optimisation`, its other keys, the model and the batch size
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tuned": {},
+    "paper": {"recipe": "paper", "batch_size": 64},
+    "paper-cosine": {"recipe": "paper-cosine", "batch_size": 64},
+    "AdamW 2e-3, batch 64": {"optimisation": ADAMW, "batch_size": 64},
+    "AdamW 2e-3": {"optimisation": ADAMW},
+    "AdamW 4e-3": {"optimisation": ADAMW | {"lr": 4e-3}},
+    "lr 3e-3": {"optimisation": {"lr": 3e-3}},
+    "lr 12e-3": {"optimisation": {"lr": 12e-3}},
+    "batch 16": {"batch_size": 16},
+    "batch 64": {"batch_size": 64},
+    "betas 0.95, 0.99": {"optimisation": {"betas": (0.95, 0.99)}},
+    "betas 0.9, 0.999": {"optimisation": {"betas": (0.9, 0.999)}},
+    "weight decay 0": {"optimisation": {"weight_decay": 0.0}},
+    "weight decay 0.1": {"optimisation": {"weight_decay": 0.1}},
+    "decay 0.6": {"optimisation": {"decay": 0.6}},
+    "decay 1": {"optimisation": {"decay": 1.0}},
+    "EMA horizon 0.05": {"optimisation": {"ema_horizon": 0.05}},
+    "EMA horizon 0.2": {"optimisation": {"ema_horizon": 0.2}},
+    "flips": {"optimisation": {"hflip": 0.5}},
+    "epsilon": {"schedule": {"prediction_type": "epsilon"}},
+    "linear betas": {"schedule": {"beta_schedule": "linear"}},
+    "3 blocks": {"model": {"depth": 3}},
+    "7 blocks": {"model": {"depth": 7}},
+    "width 64": {"model": {"embed_dim": 64, "num_heads": 2}},
+    "width 128": {"model": {"embed_dim": 128, "num_heads": 4}},
+    "patch 2, batch 16": {"model": {"patch_size": 2}, "batch_size": 16},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    variant: str
+    budget: float
+    seed: int
+
+    def settings(self) -> tuple[Params, Recipe]:
+        """The default profile and a recipe with the variant's changes."""
+        changes = VARIANTS[self.variant]
+        raw = load_params(ROOT / "profiles" / "default.yaml").model_dump()
+        raw["seed"], raw["budget"] = self.seed, {"train_flops": self.budget, "snapshots": [1.0]}
+        raw["heldout"]["points"] = 1
+        raw["model"] |= changes.get("model", {})
+        finetune = raw["arms"][raw["baseline"]]["finetune"]
+        finetune["batch_size"] = changes.get("batch_size", finetune["batch_size"])
+        name = changes.get("recipe", raw["recipe"])
+        recipe = load_recipe(name, ROOT).model_dump() | changes.get("schedule", {})
+        recipe["optimisation"] |= changes.get("optimisation", {})
+        return Params.model_validate(raw), Recipe.model_validate(recipe)
+
+    def folder(self) -> Path:
+        """Where it trains and keeps its result; other settings are another folder."""
+        params, recipe = self.settings()
+        return WORK / fingerprint(params.model_dump(), recipe.model_dump())
+
+
+def main() -> None:
+    """Train what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--budgets", nargs="+", default=[5e12], type=float, metavar="FLOPS")
+    parser.add_argument("--seeds", default=2, type=int, metavar="N")
+    chosen = parser.parse_args()
+    seeds = range(chosen.seeds)
+    runs = [Run(v, budget, seed) for budget in chosen.budgets for seed in seeds for v in chosen.variants]
+    with exit_with_one_line():
+        results = train_all(runs)
+        print(
+            "| change | FLOPs | held-out loss by seed | mean | distance by seed | mean |\n|---|---|---|---|---|---|"
+        )
+        for variant in chosen.variants:
+            for budget in chosen.budgets:
+                found = [results[Run(variant, budget, seed)] for seed in seeds]
+                losses, distances = ([row[name] for row in found] for name in ("heldout_loss", "distance"))
+                cells = (
+                    *(variant, f"{budget:.3g}"),
+                    *(", ".join(f"{loss:.4f}" for loss in losses), f"{mean(losses):.4f}"),
+                    *(", ".join(f"{distance:.0f}" for distance in distances), f"{mean(distances):.0f}"),
+                )
+                print(f"| {' | '.join(cells)} |")
+
+
+def train_all(runs: list[Run]) -> dict[Run, dict[str, float]]:
+    """The result of each run, those that are kept and those that are trained now, in parallel."""
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # of the processes that train: one bar for all runs
+    with (
+        ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn")) as pool,
+        tqdm(total=len(runs), unit="run") as bar,
+    ):
+        results = {}
+        futures = {pool.submit(train, run): run for run in runs}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            bar.update()
+    return results
+
+
+def train(run: Run) -> dict[str, float]:
+    """`heldout_loss` and `distance` of one run."""
+    result = run.folder() / "result.json"
+    if not result.is_file():
+        row = {"variant": run.variant, "budget": run.budget, "seed": run.seed} | measure(run)
+        write_atomically(result, lambda file: file.write(json.dumps(row).encode()))
+    found: dict[str, float] = json.loads(result.read_bytes())
+    return found
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Train the run, or go on with it, and judge its averaged weights."""
+    torch.set_num_threads(1)
+    params, recipe = run.settings()
+    data, device = PreparedData.open(PREPARED), torch.device("cpu")
+    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    torch.manual_seed(run.seed)
+    network = build_network(params, None)
+    heldout = make_heldout_loss(network, schedule, data, params.heldout.images, params.seed, device)
+    plan = plan_finetune(params, recipe, params.baseline)
+    trained = PhaseTrainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None).run()
+    evaluation = params.evaluation
+    extractor = load_extractor(evaluation, device)
+    reference = load_reference(REFERENCE, ReferenceKey.of(extractor, data.info["sha256"], evaluation))
+    images = sample_images(trained.network, schedule, params.sampling, range(evaluation.samples), run.seed)
+    features = extract(extractor, images, evaluation.batch_size)
+    distance = frechet_distance(statistics(features), (reference.mean, reference.covariance))
+    return {"heldout_loss": trained.history[-1]["heldout_loss"], "distance": distance}
+
+
+if __name__ == "__main__":
+    main()
