@@ -103,9 +103,7 @@ def main() -> None:
     runs = [Run(v, budget, seed) for budget in chosen.budgets for seed in seeds for v in chosen.variants]
     with exit_with_one_line():
         results = train_all(runs)
-        print(
-            "| change | FLOPs | held-out loss by seed | mean | distance by seed | mean |\n|---|---|---|---|---|---|"
-        )
+        print("| change | FLOPs | held-out loss by seed | mean | distance by seed | mean |\n|---|---|---|---|---|---|")
         for variant in chosen.variants:
             for budget in chosen.budgets:
                 found = [results[Run(variant, budget, seed)] for seed in seeds]

@@ -154,7 +154,7 @@ CAPTIONS = {
 DEFINITIONS = """\
 - **effective mask ratio**: the share of tokens that the mask really removes, after rounding to whole tokens or \
 blocks; `->` separates phases in sequence.
-- **compute**: FLOPs of training, forward and backward, pre-training counted in.
+- **compute**: FLOPs of training (forward, backward and the optimiser's own matrix products), pre-training counted in.
 - **images/s**: over the whole arm, and within its pre-training and its fine-tuning.
 - **held-out loss**: denoising loss of the EMA weights on all tokens of a fixed set of held-out images, with fixed \
 timesteps and noise.
@@ -185,7 +185,7 @@ images of {shape}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Network**: U-ViT, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, \
 {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
 - **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
-{recipe.num_train_timesteps} timesteps, learning rate {optimisation.lr:g}.
+{recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training an arm, pre-training counted in.
 - **Arms**: {_listed(list(params.arms))}; the baseline is `{params.baseline}`."""
 
