@@ -25,7 +25,7 @@ PARAMS: dict[str, Any] = {
         "train_images": None,
     },
     "model": {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2, "class_conditional": False},
-    "budget": {"train_flops": 2e9, "snapshots": [0.5, 1.0]},
+    "budget": {"train_flops": 3e9, "snapshots": [0.5, 1.0]},
     "heldout": {"images": 32, "points": 4},
     "pretrain": {
         "none": [],

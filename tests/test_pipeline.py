@@ -163,7 +163,7 @@ def weights(folder: Path) -> bytes:
 def start_training(folder: Path) -> "subprocess.Popen[str]":
     """The stage pretrain@staged, under way and with a checkpoint saved; checkpoints are taken at every step."""
     code = (
-        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0,)\n"
+        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0, t.ALONE)\n"
         "import sys; sys.argv = ['pretrain', 'staged']\n"
         "from pipeline.pretrain import main; main()"
     )
