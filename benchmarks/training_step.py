@@ -16,7 +16,7 @@ from maskdm.config import Params, PatchMask, load_params, load_recipe
 from maskdm.device import choose_device
 from maskdm.plan import training_step
 
-ROUNDS = 10
+ROUNDS = 5
 RATIOS = (0.0, 0.5, 0.75, 0.9)
 # name: pixels, channels, (patch, width, depth, heads), batch size dense and masked
 NETWORKS = {
@@ -85,7 +85,10 @@ def phase(name: str, ratio: float) -> tuple[Params, PhasePlan]:
     default = load_params("profiles/default.yaml")
     data = default.data.model_copy(update={"image_size": pixels, "channels": channels})
     shape = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
-    params = default.model_copy(update={"data": data, "model": default.model.model_copy(update=shape)})
+    budget = default.budget.model_copy(update={"train_flops": 1e18})  # whole steps of any of the networks fit it
+    params = default.model_copy(
+        update={"data": data, "model": default.model.model_copy(update=shape), "budget": budget}
+    )
     plan = plan_finetune(params, load_recipe("tuned"), params.baseline)
     if not ratio:
         return params, dataclasses.replace(plan, batch_size=dense)
