@@ -18,18 +18,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.distance import Distance
 from maskdm.checkpoint import fingerprint
-from maskdm.compute import build_network, plan_finetune
+from maskdm.compute import plan_finetune
 from maskdm.config import Params, Recipe, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.diffusion import noise_schedule
 from maskdm.errors import exit_with_one_line
-from maskdm.extractors import extract, load_extractor
 from maskdm.files import write_atomically
-from maskdm.metrics import ReferenceKey, frechet_distance, load_reference, statistics
 from maskdm.sampling import sample_images
 from maskdm.training import PhaseTrainer, make_heldout_loss
-from pipeline.paths import PREPARED, REFERENCE, ROOT
+from pipeline.paths import PREPARED, ROOT
+from pipeline.pretrain import initial_network
 
 WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
@@ -147,18 +147,13 @@ def measure(run: Run) -> dict[str, float]:
     params, recipe = run.settings()
     data, device = PreparedData.open(PREPARED), torch.device("cpu")
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
-    torch.manual_seed(run.seed)
-    network = build_network(params, None)
+    network = initial_network(params, None)
     heldout = make_heldout_loss(network, schedule, data, params.heldout.images, params.seed, device)
     plan = plan_finetune(params, recipe, params.baseline)
     trained = PhaseTrainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None).run()
-    evaluation = params.evaluation
-    extractor = load_extractor(evaluation, device)
-    reference = load_reference(REFERENCE, ReferenceKey.of(extractor, data.info["sha256"], evaluation))
-    images = sample_images(trained.network, schedule, params.sampling, range(evaluation.samples), run.seed)
-    features = extract(extractor, images, evaluation.batch_size)
-    distance = frechet_distance(statistics(features), (reference.mean, reference.covariance))
-    return {"heldout_loss": trained.history[-1]["heldout_loss"], "distance": distance}
+    distance = Distance.open(params.evaluation, data.info["sha256"], device)
+    images = sample_images(trained.network, schedule, params.sampling, range(params.evaluation.samples), run.seed)
+    return {"heldout_loss": trained.history[-1]["heldout_loss"], "distance": distance(images)}
 
 
 if __name__ == "__main__":

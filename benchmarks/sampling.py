@@ -8,17 +8,16 @@ prints a table. `dvc repro` must have trained them.
 import argparse
 import time
 
+from benchmarks.distance import Distance
 from maskdm.checkpoint import load_snapshot
 from maskdm.config import Params, Sampling
 from maskdm.diffusion import noise_schedule
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.extractors import Extractor, extract, load_extractor
-from maskdm.metrics import Reference, ReferenceKey, frechet_distance, load_reference, statistics
 from maskdm.processes import ALONE
 from maskdm.sampling import sample_images
 from maskdm.uvit import UViT
 from pipeline.common import Project
-from pipeline.paths import REFERENCE, weights_folder
+from pipeline.paths import weights_folder
 
 YARDSTICK = ("ddim", 250)
 CANDIDATES = [
@@ -38,16 +37,15 @@ def main() -> None:
         arms = parser.parse_args().arms or [params.baseline, masked]
         if unknown := set(arms) - params.arms.keys():
             raise MaskDMError(f"{min(unknown)}: no such arm; allowed: {', '.join(params.arms)}")
-        extractor = load_extractor(params.evaluation, project.device)
-        key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
-        reference = load_reference(REFERENCE, key)
-        print(f"| arm | sampler | network evaluations | {extractor.metric_name} | to DDIM-{YARDSTICK[1]} | images/s |")
+        distance_of = Distance.open(params.evaluation, project.data.info["sha256"], project.device)
+        metric = distance_of.extractor.metric_name
+        print(f"| arm | sampler | network evaluations | {metric} | to DDIM-{YARDSTICK[1]} | images/s |")
         print("|---|---|---|---|---|---|")
         for arm in arms:
             network = load_snapshot(weights_folder("finetune", arm), project.device)
             best = None
             for sampler, steps in (YARDSTICK, *CANDIDATES):
-                distance, rate = judge(project, network, extractor, reference, sampler, steps)
+                distance, rate = judge(project, network, distance_of, sampler, steps)
                 best = best or distance
                 print(
                     f"| {arm} | {sampler} | {steps} | {distance:.1f} | {distance / best - 1:+.1%} | {rate:.0f} |",
@@ -55,9 +53,7 @@ def main() -> None:
                 )
 
 
-def judge(
-    project: Project, network: UViT, extractor: Extractor, reference: Reference, sampler: str, steps: int
-) -> tuple[float, float]:
+def judge(project: Project, network: UViT, distance_of: Distance, sampler: str, steps: int) -> tuple[float, float]:
     """The distance of as many samples as an evaluation draws, and the images a second."""
     params: Params = project.params
     recipe = project.recipe
@@ -68,9 +64,7 @@ def judge(
     started = time.perf_counter()
     images = sample_images(network, schedule, settings, range(params.evaluation.samples), params.seed)
     seconds = time.perf_counter() - started
-    features = extract(extractor, images, params.evaluation.batch_size)
-    distance = frechet_distance(statistics(features), (reference.mean, reference.covariance))
-    return distance, len(images) / seconds
+    return distance_of(images), len(images) / seconds
 
 
 if __name__ == "__main__":
