@@ -179,11 +179,16 @@ def hardware(device: "torch.device", processes: int) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": count_cores(),
         "processes": processes,
         "torch": str(torch.__version__),
         "precision": "bfloat16" if on_gpu else "float32",
     }
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

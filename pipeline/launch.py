@@ -13,6 +13,7 @@ import signal
 import sys
 
 from maskdm.errors import MaskDMError, exit_with_one_line
+from maskdm.records import count_cores
 
 VARIABLE = "MASKDM_PROCESSES"
 STAGES = ("pretrain", "finetune", "evaluate")
@@ -47,11 +48,6 @@ def count_processes() -> int:
         allowed = f"1 to {gpus}, the GPUs of this machine" if gpus else "a whole number from 1"
         raise MaskDMError(f"{VARIABLE}={asked}; allowed: {allowed}")
     return int(asked)
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_processes(count: int, arguments: list[str]) -> int:
