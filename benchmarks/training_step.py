@@ -96,7 +96,7 @@ def phase(name: str, ratio: float) -> tuple[Params, PhasePlan]:
     tokens = params.grid[0] * params.grid[1]
     kept = mask.num_keep(params.grid)
     with torch.device("meta"):
-        cost = train_flops_per_image(build_network(params, num_classes=None), kept)
+        cost = train_flops_per_image(build_network(params.model, params.data, num_classes=None), kept)
     return params, dataclasses.replace(
         plan, mask=mask, batch_size=masked, flops_per_image=cost, effective_mask_ratio=1 - kept / tokens
     )

@@ -5,13 +5,25 @@ import math
 import resource
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskdm.config import BUDGET_TOLERANCE, Mask, Optimisation, Params, Phase, Recipe, effective_mask_ratio
+from maskdm.config import (
+    BUDGET_TOLERANCE,
+    Data,
+    Mask,
+    MaskedPhase,
+    Model,
+    Optimisation,
+    Params,
+    Phase,
+    Recipe,
+    effective_mask_ratio,
+)
 from maskdm.errors import MaskDMError
 from maskdm.optimizers import make_optimizers
 from maskdm.uvit import UViT
@@ -25,6 +37,7 @@ class PhasePlan:
     index: int  # among the arm's phases, pre-training first
     mask: Mask | None
     effective_mask_ratio: float
+    positions: bool  # whether the network is told where the visible tokens stand
     batch_size: int
     steps: int
     optimisation: Optimisation
@@ -49,16 +62,16 @@ class PhasePlan:
         return self.start_flops + step * self.step_flops
 
 
-def build_network(params: Params, num_classes: int | None) -> UViT:
-    """The network that `params` describes, with freshly drawn weights (from torch's global generator)."""
+def build_network(model: Model, data: Data, num_classes: int | None) -> UViT:
+    """The network that the settings describe, with freshly drawn weights (from torch's global generator)."""
     return UViT(
-        image_size=(params.data.image_size, params.data.image_size),
-        in_channels=params.data.channels,
-        patch_size=params.model.patch_size,
-        embed_dim=params.model.embed_dim,
-        depth=params.model.depth,
-        num_heads=params.model.num_heads,
-        num_classes=num_classes if params.model.class_conditional else None,
+        image_size=(data.image_size, data.image_size),
+        in_channels=data.channels,
+        patch_size=model.patch_size,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        num_classes=num_classes if model.class_conditional else None,
     )
 
 
@@ -99,7 +112,7 @@ def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, 
     plans: list[PhasePlan] = []
     for phase in params.pretrain[key]:
         before = plans[-1] if plans else None
-        plans.append(_plan_phase(params, recipe, phase, phase.mask, phase.share * params.budget.train_flops, before))
+        plans.append(_plan_phase(params, recipe, phase, phase.share * params.budget.train_flops, before))
     return tuple(plans)
 
 
@@ -112,7 +125,7 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     pretrain = plan_pretrain(params, recipe, params.arms[arm].pretrain)
     before = pretrain[-1] if pretrain else None
     rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
-    plan = _plan_phase(params, recipe, params.arms[arm].finetune, None, rest, before)
+    plan = _plan_phase(params, recipe, params.arms[arm].finetune, rest, before)
     missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
     if missed > BUDGET_TOLERANCE / 2:
         raise MaskDMError(
@@ -122,16 +135,12 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     return plan
 
 
-def _plan_phase(
-    params: Params, recipe: Recipe, phase: Phase, mask: Mask | None, flops: float, before: PhasePlan | None
-) -> PhasePlan:
+def _plan_phase(params: Params, recipe: Recipe, phase: Phase, flops: float, before: PhasePlan | None) -> PhasePlan:
     """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step."""
-    with torch.device("meta"):
-        # A label costs its token and nothing else, so the number of classes does not matter here.
-        network = build_network(params, num_classes=1)
+    mask, positions = (phase.mask, phase.positions) if isinstance(phase, MaskedPhase) else (None, True)
     optimisation = phase.optimisation(recipe)
-    flops_per_image = train_flops_per_image(network, mask.num_keep(params.grid) if mask else network.num_tokens)
-    update_flops = optimizer_flops(network, optimisation)
+    num_tokens = mask.num_keep(params.grid) if mask else math.prod(params.grid)
+    flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, num_tokens)
     step_flops = phase.batch_size * flops_per_image + update_flops
     steps = max(1 if mask else 0, round(flops / step_flops))
     start_flops = before.train_flops(before.steps) if before else 0.0
@@ -140,6 +149,7 @@ def _plan_phase(
         index=before.index + 1 if before else 0,
         mask=mask,
         effective_mask_ratio=effective_mask_ratio(mask, params.grid),
+        positions=positions,
         batch_size=phase.batch_size,
         steps=steps,
         optimisation=optimisation,
@@ -150,6 +160,15 @@ def _plan_phase(
         heldout_steps=_heldout_steps(params, start_flops, step_flops, steps),
         snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, step_flops, steps),
     )
+
+
+@cache  # counting takes a third of a second, and a search plans the same phases again and again
+def _step_costs(model: Model, data: Data, optimisation: Optimisation, num_tokens: int) -> tuple[float, float]:
+    """FLOPs of an image of `num_tokens` visible tokens, and of an update."""
+    with torch.device("meta"):
+        # A label costs its token and nothing else, so the number of classes does not matter here.
+        network = build_network(model, data, num_classes=1)
+    return train_flops_per_image(network, num_tokens), optimizer_flops(network, optimisation)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -197,6 +197,7 @@ class MaskedPhase(Phase):
 
     mask: Mask
     share: Annotated[float, Field(gt=0, le=1)]
+    positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
 
 
 class Arm(Schema):
@@ -209,7 +210,7 @@ class Arm(Schema):
 class Budget(Schema):
     """What every arm spends, and where along it snapshots of the weights are taken."""
 
-    train_flops: Annotated[float, Field(gt=0)]  # forward and backward, of all phases of an arm together
+    train_flops: Annotated[float, Field(gt=0)]  # forward, backward and update, of all phases of an arm together
     snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the budget, ascending; the last is 1
 
     @model_validator(mode="after")

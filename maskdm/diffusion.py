@@ -3,6 +3,8 @@
 The schedule is diffusers' `DDPMScheduler`: the same object adds noise in training and configures the samplers.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ def noise_schedule(num_train_timesteps: int, beta_schedule: str, prediction_type
 
 
 def denoising_loss(
-    network: nn.Module,
+    network: Callable[..., Tensor],
     schedule: DDPMScheduler,
     x_0: Tensor,
     t: Tensor,

@@ -100,7 +100,7 @@ def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: tor
 
 def training_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> Callable[[], None]:
     """A call that makes one more real step of the phase, always on the same random images, and waits for its end."""
-    network = build_network(params, num_classes=10).to(device)
+    network = build_network(params.model, params.data, num_classes=10).to(device)
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     shape = (plan.batch_size, params.data.channels, params.data.image_size, params.data.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ class PhaseTrainer:
         seed: of everything that is drawn.
         folder: for the checkpoint and the snapshots (`snapshots/<permille of the budget>`).
         log: called with all rows so far whenever they are safe in a checkpoint.
+        watch: called with each row as it is measured, once more after a resume; may raise to end the training.
         processes: those that share each batch; all of them train, the main one writes.
     """
 
@@ -120,13 +122,15 @@ class PhaseTrainer:
         log: LogHistory,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         processes: Processes = ALONE,
+        watch: Callable[[Row], None] = lambda _: None,
     ) -> None:
         self.network, self.schedule, self.data, self.plan = network, schedule, data, plan
-        self.heldout_loss, self.seed, self.folder, self.log = heldout_loss, seed, folder, log
+        self.heldout_loss, self.seed, self.folder, self.log, self.watch = heldout_loss, seed, folder, log, watch
         self.checkpoint_seconds = checkpoint_seconds
         self.device = next(network.parameters()).device
         self.processes = processes
         self.share = processes.share(plan.batch_size, "batch_size")
+        network.pos_embed.requires_grad_(plan.positions)  # DDP waits for the gradient of every weight that has one
         self.replica = processes.replicate(network)  # its backward pass averages the gradients over the processes
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizers = make_optimizers(network, plan.optimisation)
@@ -170,12 +174,11 @@ class PhaseTrainer:
         random = generator(self.device, self.seed, "train", self.plan.index, self.step)
         x_0, ids_keep = self._visible_tokens(images.to(self.device, non_blocking=True), random)
         whole = self.plan.batch_size  # drawn on every process, whatever its share
-        t = torch.randint(self.schedule.config.num_train_timesteps, (whole,), generator=random, device=self.device)
-        t = t[self.share]
+        t = self._draw_timesteps(random)[self.share]
         noise = torch.randn((whole, *x_0.shape[1:]), generator=random, device=self.device)[self.share]
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = denoising_loss(self.replica, self.schedule, x_0, t, noise, ids_keep, labels).mean()
+            loss = self._losses_of_images(x_0, t, noise, ids_keep, labels).mean()
         # Shares may differ by an image: with these weights the mean over the processes is that over the batch.
         loss = loss * (len(x_0) * self.processes.count / whole)
         loss.backward()
@@ -265,6 +268,18 @@ class PhaseTrainer:
         ids_keep = draw_ids_keep(self.plan.mask, self.network.grid, whole, random)[self.share]
         return to_unit_range(gather_tokens(tokens, ids_keep)), ids_keep
 
+    def _draw_timesteps(self, random: torch.Generator) -> Tensor:
+        """Time steps of the whole batch, uniform on 0 to T - 1: int64 `[batch_size]`."""
+        steps = self.schedule.config.num_train_timesteps
+        return torch.randint(steps, (self.plan.batch_size,), generator=random, device=self.device)
+
+    def _losses_of_images(
+        self, x_0: Tensor, t: Tensor, noise: Tensor, ids_keep: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """What is minimised, for each image: `[b]`."""
+        network = self.replica if self.plan.positions else partial(self.replica, positions=False)
+        return denoising_loss(network, self.schedule, x_0, t, noise, ids_keep, labels)
+
     def _update(self) -> Tensor:
         """Clip, step, clear the gradients, average the weights; returns the norm of the unclipped gradient."""
         settings = self.plan.optimisation
@@ -296,6 +311,7 @@ class PhaseTrainer:
         )
         self.seconds.append(self._train_seconds)
         self._losses, self._grad_norms = [], []
+        self.watch(self.history[-1])
 
     def _settle_replica(self) -> None:
         """One backward pass for nothing.

@@ -104,7 +104,14 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.extra_pos_embed, std=0.02)
 
-    def forward(self, x_t: Tensor, t: Tensor, ids_keep: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        ids_keep: Tensor | None = None,
+        labels: Tensor | None = None,
+        positions: bool = True,
+    ) -> Tensor:
         """Predict for the visible tokens only.
 
         Args:
@@ -112,11 +119,14 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no
             t: time steps `[B]`, 0 to T - 1.
             ids_keep: place of each token on the grid, int64 `[B, S]`; None: all tokens, in order.
             labels: class of each image, int64 `[B]`; required exactly if the network has classes.
+            positions: whether to tell the tokens their places; without, `ids_keep` is not read.
 
         Returns:
             The prediction `[B, S, token_dim]`, in the order of `x_t`.
         """
-        tokens = self.patch_embed(x_t) + (self.pos_embed if ids_keep is None else F.embedding(ids_keep, self.pos_embed))
+        tokens = self.patch_embed(x_t)
+        if positions:
+            tokens = tokens + (self.pos_embed if ids_keep is None else F.embedding(ids_keep, self.pos_embed))
         x = torch.cat([self._extra_tokens(t, labels).to(tokens.dtype), tokens], dim=1)
         skips = []
         for block in self.in_blocks:

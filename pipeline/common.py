@@ -52,7 +52,7 @@ class Project:
     def num_parameters(self) -> int:
         """Weights of the network."""
         with torch.device("meta"):
-            return build_network(self.params, self.data.info["num_classes"]).num_parameters()
+            return build_network(self.params.model, self.params.data, self.data.info["num_classes"]).num_parameters()
 
     def record(self, stage: Stage, key: str, arm: str, run_identity: str, params: dict[str, Any]) -> Record:
         """The record of a stage before anything is measured."""
@@ -66,7 +66,7 @@ class Project:
             git=git_state(ROOT),
             dvc=dvc_state(ROOT),
             hardware=hardware(self.device, self.processes.count),
-            train_seconds=total_seconds,
+            stage_seconds=total_seconds,
             images_per_second=images / total_seconds if total_seconds else None,
             peak_memory_bytes=peak_memory_bytes(self.device),
             seconds=seconds,
@@ -139,6 +139,7 @@ def mask_params(plan: PhasePlan | None) -> dict[str, Any]:
         "mask.ratio": removed if mask is None or isinstance(mask, CropMask) else mask.ratio,
         "mask.effective_ratio": removed,
         "mask.size": _size(mask),
+        "mask.positions": plan.positions if plan else True,
     }
 
 

@@ -30,7 +30,7 @@ def initial_network(params: Params, num_classes: int | None) -> UViT:
     """The network with weights drawn from `params.seed`: the same for all arms, on every device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        return build_network(params, num_classes)
+        return build_network(params.model, params.data, num_classes)
 
 
 if __name__ == "__main__":

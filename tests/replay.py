@@ -67,7 +67,7 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
         model = PARAMS["model"] | {"class_conditional": True}
         params, recipe = Params.model_validate(PARAMS | {"model": model}), Recipe.model_validate(RECIPE)
         torch.manual_seed(processes.rank)  # weights of its own on each process: the main one's must win
-        network = build_network(params, num_classes=4)
+        network = build_network(params.model, params.data, num_classes=4)
         schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
         plan = replace(
             plan_pretrain(params, recipe, "patch75")[0],

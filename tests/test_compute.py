@@ -46,7 +46,7 @@ def test_all_arms_spend_the_same_budget(params: Params, recipe: Recipe, arm: str
     assert total == pytest.approx(
         params.budget.train_flops, rel=BUDGET_TOLERANCE / 2
     )  # of two arms, one above, one below
-    network = build_network(params, None)
+    network = build_network(params.model, params.data, None)
     spent = sum(
         phase.steps
         * phase.batch_size
@@ -72,7 +72,7 @@ def count_flops(plan: PhasePlan, params: Params) -> int:
     schedule = noise_schedule(100, "linear", "epsilon")
     unread = PreparedData(np.empty(0), None, {})  # the steps are handed their batch
     trainer = PhaseTrainer(
-        build_network(params, None), schedule, unread, plan, lambda _: 0.0, 0, Path(), lambda _: None
+        build_network(params.model, params.data, None), schedule, unread, plan, lambda _: 0.0, 0, Path(), lambda _: None
     )
     images = torch.randint(256, (plan.batch_size, 1, 8, 8), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

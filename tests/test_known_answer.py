@@ -109,6 +109,7 @@ def train(schedule: Any, mask: Mask | None, folder: Path) -> UViT:
         stage="pretrain",
         index=0,
         mask=mask,
+        positions=True,
         effective_mask_ratio=0.0,
         batch_size=BATCH_SIZE,
         steps=STEPS,

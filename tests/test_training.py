@@ -44,9 +44,10 @@ def make_trainer(recipe: Recipe, data: PreparedData, plan: PhasePlan, network: U
         fresh = UViT.from_config(network.config)
         fresh.load_state_dict(start)
         heldout_loss = changes.pop("heldout_loss", heldout)
-        seconds = changes.pop("checkpoint_seconds", 1e9)
+        seconds, watch = changes.pop("checkpoint_seconds", 1e9), changes.pop("watch", lambda _: None)
         return PhaseTrainer(
-            fresh, schedule, data, replace(plan, **changes), heldout_loss, seed, tmp_path / folder, log, seconds
+            *(fresh, schedule, data, replace(plan, **changes), heldout_loss, seed, tmp_path / folder, log, seconds),
+            watch=watch,
         )
 
     return make
@@ -114,6 +115,34 @@ def test_steps_done_in_two_runs_equal_steps_done_in_one(
     for one, other in zip(second.optimizers, whole.optimizers, strict=True):
         for a, b in zip(one.state.values(), other.state.values(), strict=True):
             assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_phase_without_positions_leaves_their_embedding_as_it_is(make_trainer: MakeTrainer) -> None:
+    told, untold = make_trainer("told"), make_trainer("untold", positions=False)
+    before = told.network.pos_embed.detach().clone()
+    for trainer in (told, untold):
+        trainer.run()
+    assert not torch.equal(told.network.pos_embed, before)
+    assert torch.equal(untold.network.pos_embed, before)
+    assert not torch.equal(untold.network.patch_embed.weight, told.network.patch_embed.weight)
+
+
+def test_who_watches_sees_every_row_and_may_end_the_training(make_trainer: MakeTrainer) -> None:
+    class PrunedError(Exception):
+        pass
+
+    rows: list[Row] = []
+
+    def watch(row: Row) -> None:
+        rows.append(row)
+        if row["step"] == 6:
+            raise PrunedError
+
+    trainer = make_trainer(watch=watch)
+    with pytest.raises(PrunedError):
+        trainer.run()
+    assert [row["step"] for row in rows] == [3, 6]
+    assert trainer.history == rows
 
 
 def test_a_finished_phase_is_not_trained_again(make_trainer: MakeTrainer) -> None:

@@ -52,6 +52,14 @@ def test_position_embeddings_follow_the_kept_tokens(network: UViT) -> None:
     assert not torch.allclose(network(x_t[:, :4], t, first), network(x_t[:, :4], t, last))
 
 
+def test_without_positions_the_prediction_does_not_depend_on_the_places(network: UViT) -> None:
+    x_t, t = inputs(network)
+    first, last = torch.arange(4).expand(3, -1), torch.arange(12, 16).expand(3, -1)
+    untold = [network(x_t[:, :4], t, ids_keep, positions=False) for ids_keep in (first, last)]
+    assert torch.equal(*untold)
+    assert not torch.allclose(untold[0], network(x_t[:, :4], t, first))
+
+
 def test_the_gradient_reaches_only_kept_positions(network: UViT) -> None:
     x_t, t = inputs(network)
     ids_keep = torch.tensor([[1, 3, 5]]).expand(3, -1)
