@@ -167,7 +167,7 @@ def _seconds(record: Record, machine: Machine | None) -> list[float]:
 def _total_seconds(record: Record, machine: Machine | None) -> float:
     if not record.history:
         return 0.0
-    return math.nan if machine is None else machine.train_seconds
+    return math.nan if machine is None else machine.stage_seconds
 
 
 def _positive(row: Row, name: str, stage: str, key: str) -> float:

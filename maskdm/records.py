@@ -50,7 +50,7 @@ class Machine:
     git: dict[str, Any]  # of `git_state`
     dvc: dict[str, Any]  # of `dvc_state`
     hardware: dict[str, Any]  # of `hardware`
-    train_seconds: float  # the whole stage
+    stage_seconds: float  # training, or sampling and comparing, of the whole stage
     images_per_second: float | None  # None: the stage did nothing (no pre-training)
     peak_memory_bytes: int | None  # None: not measured
     seconds: list[float]  # per row of the history: training so far; evaluate: that row alone

@@ -288,7 +288,7 @@ class StoredRun:
     def log_machine(self, machine: Machine, time: int) -> None:
         """Log time, throughput and memory as metrics, hardware as tags."""
         figures = {
-            "train_seconds": machine.train_seconds,
+            "stage_seconds": machine.stage_seconds,
             "images_per_second": machine.images_per_second,
             "peak_memory_bytes": machine.peak_memory_bytes,
         }

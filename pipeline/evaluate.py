@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from maskdm import tracking
-from maskdm.checkpoint import load_snapshot, snapshot_folder
+from maskdm.checkpoint import load_snapshot, network_sha256, snapshot_folder
 from maskdm.compute import PhasePlan, plan_finetune
 from maskdm.config import flat
 from maskdm.diffusion import noise_schedule
 from maskdm.errors import exit_with_one_line
 from maskdm.extractors import Extractor, extract, load_extractor
-from maskdm.files import file_sha256, write_atomically
+from maskdm.files import write_atomically
 from maskdm.metrics import Reference, ReferenceKey, compare, load_reference
 from maskdm.processes import ALONE, Processes, started_processes
 from maskdm.records import write_record
@@ -76,7 +76,7 @@ def run_stage(project: Project, arm: str) -> None:
         project,
         CODE,
         ["evaluate", arm, params.seed, settings],
-        {share: weights_sha256(folder) for share, folder in snapshots.items()},
+        {share: network_sha256(load_snapshot(folder, project.device)) for share, folder in snapshots.items()},
     )
     record = project.record(
         "evaluate", arm, arm, run_identity, run_params(project, params.arms[arm].pretrain, ()) | flat(settings)
@@ -196,7 +196,7 @@ def position(plans: tuple[PhasePlan, ...], share: float) -> tuple[int, float]:
 
 def sample_labels(project: Project) -> Tensor:
     """Classes of the images to draw: those of random training images, so that they are as frequent as in the data."""
-    labels = torch.from_numpy(np.asarray(project.data.train_labels))
+    labels = torch.from_numpy(np.array(project.data.train_labels))
     random = generator("cpu", project.params.seed, "labels")
     return labels[torch.randint(len(labels), (project.params.evaluation.samples,), generator=random)]
 
@@ -236,11 +236,6 @@ def as_grid(images: np.ndarray) -> Image.Image:
     grid = np.concatenate([row for row in rows if row.shape == rows[0].shape], axis=-2).transpose(1, 2, 0)
     grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
-
-
-def weights_sha256(folder: Path) -> str:
-    """A hash of the weights saved in `folder`."""
-    return "".join(file_sha256(path) for path in sorted(folder.glob("*.safetensors")))
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def make_record(
         git={},
         dvc={},
         hardware={},
-        train_seconds=seconds[-1] if seconds else 0.0,
+        stage_seconds=seconds[-1] if seconds else 0.0,
         images_per_second=2000.0 if stage == "pretrain" and history else 400.0 if history else None,
         peak_memory_bytes=700_000_000 if stage == "pretrain" else 900_000_000,
         seconds=seconds,

@@ -59,7 +59,7 @@ KINDS = {
     "sampling": re.compile(r"evaluate@\w+ sample "),
     "evaluation": re.compile(r"evaluate@\w+ \w+ features"),
 }
-OF_THE_MACHINE = re.compile(r"train_seconds|images_per_second.*|peak_memory_bytes|seconds_to_target")
+OF_THE_MACHINE = re.compile(r"(train|stage)_seconds|images_per_second.*|peak_memory_bytes|seconds_to_target")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ MACHINE = Machine(
     git={"commit": "c0ffee", "branch": "main", "dirty": False},
     dvc={"stage": "finetune@block90", "data_md5": "d" * 32 + ".dir"},
     hardware={"device": "cpu", "cores": 2},
-    train_seconds=2.5,
+    stage_seconds=2.5,
     images_per_second=51.2,
     peak_memory_bytes=None,
     seconds=[1.25, 2.5],
@@ -62,7 +62,7 @@ def test_equal_records_are_equal_bytes_whatever_the_order_of_their_keys(tmp_path
     write_record(tmp_path, RECORD, MACHINE)
     first = record_path(tmp_path, "finetune", "block90").read_bytes()
     reordered = replace(RECORD, params=dict(reversed(RECORD.params.items())))
-    write_record(tmp_path, reordered, replace(MACHINE, train_seconds=9.0))
+    write_record(tmp_path, reordered, replace(MACHINE, stage_seconds=9.0))
     assert record_path(tmp_path, "finetune", "block90").read_bytes() == first
     assert first.endswith(b"}\n")
 

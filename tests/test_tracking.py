@@ -58,7 +58,7 @@ MACHINE = Machine(
     git={"commit": "c0ffee", "branch": "trunk", "dirty": True},
     dvc={"stage": "finetune@one", "data_md5": "d" * 32 + ".dir"},
     hardware={"device": "cpu", "cores": 2},
-    train_seconds=20.0,
+    stage_seconds=20.0,
     images_per_second=32.0,
     peak_memory_bytes=None,
     seconds=[0.5 * n for n in range(1, 41)],
@@ -202,7 +202,7 @@ def test_the_settings_of_a_measurement_are_no_metrics(project: Path) -> None:
 def test_time_and_hardware_are_logged_as_far_as_they_are_known(project: Path) -> None:
     with live(project, "timed") as run:
         run.log_machine(MACHINE)
-    assert series(project, "finetune@timed") == {"train_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    assert series(project, "finetune@timed") == {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
     assert run_of(project, "finetune@timed").data.tags["hardware.cores"] == "2"
 
 
@@ -284,7 +284,7 @@ def test_an_equal_run_is_the_same_run(project: Path) -> None:
         with live(project, "twice") as run:
             run.log_history(TRAINING)
             run.log_machine(MACHINE)
-    machine = {"train_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
     assert series(project, "finetune@twice") == WHOLE_TRAINING | machine
 
 
@@ -386,7 +386,7 @@ def clone(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_sync_rebuilds_the_runs_from_the_records_and_then_has_nothing_to_do(clone: Path, project: Path) -> None:
     assert tracking.sync(clone) == 2
     assert tracking.sync(clone) == 0
-    machine = {"train_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
     assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING | machine
 
     run = run_of(project, f"evaluate@{clone.name}")
@@ -433,7 +433,7 @@ def test_sync_completes_a_run_whose_store_failed_on_the_way(
     assert "disk I/O error" in warning
 
     assert tracking.sync(clone) == 2
-    machine = {"train_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
     assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING | machine
     assert run_of(project, f"finetune@{clone.name}").info.status == "FINISHED"
 
