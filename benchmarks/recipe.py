@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.distance import Distance
@@ -23,17 +24,61 @@ from maskdm.checkpoint import fingerprint
 from maskdm.compute import plan_finetune
 from maskdm.config import Params, Recipe, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.diffusion import noise_schedule
+from maskdm.diffusion import epsilon_loss, noise_schedule
 from maskdm.errors import exit_with_one_line
 from maskdm.files import write_atomically
 from maskdm.sampling import sample_images
 from maskdm.training import PhaseTrainer, make_heldout_loss
+from maskdm.uvit import UViT
 from pipeline.paths import PREPARED, ROOT
 from pipeline.pretrain import initial_network
 
 WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
-# name: recipe to start from, and what replaces its `optimisation`, its other keys, the model and the batch size
+
+
+class StratifiedTimesteps(PhaseTrainer):
+    """One time step from each of as many equal parts of the schedule as the batch has images (Kingma et al. 2021)."""
+
+    def _draw_timesteps(self, random: torch.Generator) -> Tensor:
+        steps, parts = self.schedule.config.num_train_timesteps, self.plan.batch_size
+        return ((torch.arange(parts) + torch.rand(parts, generator=random)) * steps / parts).long()
+
+
+class LogitNormalTimesteps(PhaseTrainer):
+    """More of the middle of the schedule (Esser et al. 2024)."""
+
+    def _draw_timesteps(self, random: torch.Generator) -> Tensor:
+        shares = torch.randn(self.plan.batch_size, generator=random).sigmoid()
+        return (shares * self.schedule.config.num_train_timesteps).long()
+
+
+class EpsilonWeighted(PhaseTrainer):
+    """The error in v weighted to be the error in epsilon, which the held-out loss is."""
+
+    def _losses_of_images(self, x_0: Tensor, t: Tensor, *others: Any) -> Tensor:
+        return epsilon_loss(self.schedule, super()._losses_of_images(x_0, t, *others), t)
+
+
+class MinSNRWeighted(PhaseTrainer):
+    """The error in x_0 weighted by min(SNR, 5) (Hang et al. 2023), so the error in v by min(SNR, 5) / (SNR + 1)."""
+
+    def _losses_of_images(self, x_0: Tensor, t: Tensor, *others: Any) -> Tensor:
+        signal = self.schedule.alphas_cumprod[t]
+        snr = signal / (1 - signal)
+        return snr.clamp(max=5) / (snr + 1) * super()._losses_of_images(x_0, t, *others)
+
+
+def use_rms_norm(network: UViT) -> None:
+    """Root mean squares instead of layer norms."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(parent, name, nn.RMSNorm(child.normalized_shape))
+
+
+# name: the recipe to start from; what replaces its `optimisation`, its other keys (`schedule`), the model and the
+# batch size; another trainer; a change of the network
 VARIANTS: dict[str, dict[str, Any]] = {
     "tuned": {},
     "paper": {"recipe": "paper", "batch_size": 64},
@@ -61,6 +106,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "width 64": {"model": {"embed_dim": 64, "num_heads": 2}},
     "width 128": {"model": {"embed_dim": 128, "num_heads": 4}},
     "patch 2, batch 16": {"model": {"patch_size": 2}, "batch_size": 16},
+    "stratified time steps": {"trainer": StratifiedTimesteps},
+    "logit-normal time steps": {"trainer": LogitNormalTimesteps},
+    "epsilon weighting": {"trainer": EpsilonWeighted},
+    "min-SNR weighting": {"trainer": MinSNRWeighted},
+    "RMS norm": {"network": use_rms_norm},
 }
 
 
@@ -89,7 +139,8 @@ class Run:
     def folder(self) -> Path:
         """Where it trains and keeps its result; other settings are another folder."""
         params, recipe = self.settings()
-        return WORK / fingerprint(params.model_dump(), recipe.model_dump())
+        code = [VARIANTS[self.variant][key].__name__ for key in ("trainer", "network") if key in VARIANTS[self.variant]]
+        return WORK / fingerprint(params.model_dump(), recipe.model_dump(), code)
 
 
 def main() -> None:
@@ -145,12 +196,15 @@ def measure(run: Run) -> dict[str, float]:
     """Train the run, or go on with it, and judge its averaged weights."""
     torch.set_num_threads(1)
     params, recipe = run.settings()
+    changes = VARIANTS[run.variant]
     data, device = PreparedData.open(PREPARED), torch.device("cpu")
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     network = initial_network(params, None)
+    changes.get("network", lambda _: None)(network)
     heldout = make_heldout_loss(network, schedule, data, params.heldout.images, params.seed, device)
     plan = plan_finetune(params, recipe, params.baseline)
-    trained = PhaseTrainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None).run()
+    trainer: type[PhaseTrainer] = changes.get("trainer", PhaseTrainer)
+    trained = trainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None).run()
     distance = Distance.open(params.evaluation, data.info["sha256"], device)
     images = sample_images(trained.network, schedule, params.sampling, range(params.evaluation.samples), run.seed)
     return {"heldout_loss": trained.history[-1]["heldout_loss"], "distance": distance(images)}
