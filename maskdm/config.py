@@ -328,7 +328,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         MaskDMError: the file is missing, is not YAML, or breaks the schema.
     """
-    return _validated(Params, _read_yaml(Path(path)), str(path))
+    return validated(Params, read_yaml(Path(path)), str(path))
 
 
 def load_recipe(name: str, root: Path = Path()) -> Recipe:
@@ -342,7 +342,7 @@ def load_recipe(name: str, root: Path = Path()) -> Recipe:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise MaskDMError(f"recipe={name}: there is no {path}; allowed: {known}")
-    return _validated(Recipe, _read_yaml(path), str(path))
+    return validated(Recipe, read_yaml(path), str(path))
 
 
 def flat(settings: BaseModel | dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -357,7 +357,12 @@ def flat(settings: BaseModel | dict[str, Any], prefix: str = "") -> dict[str, An
     return pairs
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        MaskDMError: the file is missing, is not YAML, or holds no mapping.
+    """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -369,7 +374,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _validated(schema: type[AnySchema], content: dict[str, Any], where: str) -> AnySchema:
+def validated(schema: type[AnySchema], content: dict[str, Any], where: str) -> AnySchema:
+    """`content` as checked settings; `where` names their file, or what they belong to.
+
+    Raises:
+        MaskDMError: they break the schema.
+    """
     try:
         return schema.model_validate(content)
     except ValidationError as error:

@@ -22,8 +22,9 @@ from maskdm.files import write_atomically
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["pretrain", "finetune", "evaluate"]
-WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock")  # a change there does not change what a run computes
+Stage = Literal["pretrain", "finetune", "evaluate", "study", "search"]
+# A change there does not change what a run computes.
+WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Record:
     """What a stage computed. Equal settings, data and code give equal bytes: nothing of the machine is in it."""
 
     stage: Stage
-    key: str  # key of `pretrain`, or the arm
+    key: str  # key of `pretrain`, or the arm; of a trial `<study>/<name>`
     arm: str  # the arm it belongs to; a pre-training that several arms share: the first of them
     identity: str  # fingerprint of settings, data and code: what tells one run from another
     params: dict[str, Any]  # flat, the same names in every record
@@ -81,8 +82,8 @@ def write_record(root: Path, record: Record, machine: Machine) -> None:
     write_atomically(_machine_path(path), lambda file: file.write(timing))
 
 
-def read_records(root: Path) -> list[tuple[Record, Machine | None]]:
-    """All records below `root`, in the order of the stages, then of the keys.
+def read_records(root: Path, stages: tuple[Stage, ...] = get_args(Stage)) -> list[tuple[Record, Machine | None]]:
+    """All records of some stages below `root`, in the order of the stages, then of the keys.
 
     The second part is None where the file is missing, or belongs to another version of the record (DVC's run
     cache restores a record, but not the time it once took).
@@ -90,7 +91,7 @@ def read_records(root: Path) -> list[tuple[Record, Machine | None]]:
     Raises:
         MaskDMError: a file is not valid JSON, or not a record.
     """
-    paths = [path for stage in get_args(Stage) for path in sorted((root / "records" / stage).glob("*.json"))]
+    paths = [path for stage in stages for path in sorted((root / "records" / stage).rglob("*.json"))]
     records = [(path, _read(path, Record)) for path in paths if not path.match("*.machine.json")]
     return [(record, _matching_machine(path, record)) for path, record in records]
 

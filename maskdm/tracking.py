@@ -1,4 +1,4 @@
-"""MLflow, and the only file that imports it: one experiment, a run per arm, below it a run per stage.
+"""MLflow, and the only file that imports it: one experiment, a run per arm or study, below it one per stage or trial.
 
 The store is a view of the record files. No failure of it stops a training, and `sync` rebuilds it from the records.
 """
@@ -59,8 +59,16 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """As DVC names the stage."""
+        """As DVC names the stage; of a trial, the stage that makes it and the trial."""
         return f"{self.record.stage}@{self.record.key}"
+
+    @property
+    def parent(self) -> dict[str, str]:
+        """Tags of the run that this one is nested under: the arm's, or that of the study whose trial it is."""
+        study, slash, _ = self.record.key.rpartition("/")
+        if slash:
+            return {"maskdm.role": "study", "maskdm.study": f"{self.record.stage}@{study}"}
+        return {"maskdm.role": "arm", "maskdm.arm": self.record.arm}
 
 
 # --- what stage scripts use ---------------------------------------------------------------------------------
@@ -223,15 +231,14 @@ class Store:
             self._experiment_id = self._experiment(artifacts if local else None)
 
     def run(self, subject: Subject, started: int) -> "StoredRun":
-        """The run of `subject`, found by its identity or created below its arm's run; `started` in milliseconds."""
+        """The run of `subject`, found by its identity or created below its parent; `started` in milliseconds."""
         with self._lock:
-            arm = self._find_or_create(
-                {"maskdm.role": "arm", "maskdm.arm": subject.record.arm}, {}, subject.record.arm, started
-            )
+            name = list(subject.parent.values())[-1]
+            parent = self._find_or_create(subject.parent, {}, name, started)
             identity = {"maskdm.run_id": f"{subject.name}:{subject.record.identity}"}
-            tags = _tags(subject) | {"mlflow.parentRunId": arm.info.run_id}
+            tags = _tags(subject) | {"mlflow.parentRunId": parent.info.run_id}
             run = self._find_or_create(identity, tags, subject.name, started)
-            stored = StoredRun(self._client, run, arm)
+            stored = StoredRun(self._client, run, parent)
             stored.describe(subject)
             return stored
 
@@ -257,11 +264,11 @@ class StoredRun:
         changed: whether anything was missing: it was not finished, or something has been logged.
     """
 
-    def __init__(self, client: "MlflowClient", run: "Run", arm: "Run") -> None:
+    def __init__(self, client: "MlflowClient", run: "Run", parent: "Run") -> None:
         self.run_id: str = run.info.run_id
         self.changed: bool = run.info.status != "FINISHED"
         self._client = client
-        self._run, self._arm = run.info, arm.info
+        self._run, self._parent = run.info, parent.info
         self._params = set(run.data.params)
         self._has_data = bool(run.inputs and run.inputs.dataset_inputs)
         self._logged = {
@@ -300,14 +307,14 @@ class StoredRun:
         self._client.log_artifact(self.run_id, str(path))
 
     def reopen(self) -> None:
-        """Say that the run, and so its arm, goes on."""
-        for run in (self._arm, self._run):
+        """Say that the run, and so the one it is nested under, goes on."""
+        for run in (self._parent, self._run):
             self._client.update_run(run.run_id, "RUNNING")
 
     def close(self, status: str, ended: int) -> None:
-        """End the run and its arm's; `ended` in milliseconds."""
-        for run in (self._run, self._arm):
-            latest = max(ended, run.start_time, run.end_time or 0)  # a record synced late may be older than the arm
+        """End the run and the one it is nested under; `ended` in milliseconds."""
+        for run in (self._run, self._parent):
+            latest = max(ended, run.start_time, run.end_time or 0)  # a record synced late may be older than its parent
             self._client.set_terminated(run.run_id, status, latest)
 
     def _log(self, points: Iterable[tuple[str, int, float, int]], tags: Mapping[str, str] | None = None) -> None:

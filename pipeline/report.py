@@ -33,7 +33,7 @@ def main() -> None:
     with exit_with_one_line():
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
-        records = read_records(ROOT)
+        records = read_records(ROOT, ("pretrain", "finetune", "evaluate"))
         with _reading(REFERENCE):
             reference = json.loads(REFERENCE.read_text(encoding="utf-8"))
         losses = heldout_losses(params, records)

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,14 @@ def run_stage(
     shutil.rmtree(folder.parent, ignore_errors=True)  # the results are safe: nothing is left to resume
 
 
-def train_phases(project: Project, plans: tuple[PhasePlan, ...], start: UViT, folder: Path, log: LogHistory) -> Trained:
+def train_phases(
+    project: Project,
+    plans: tuple[PhasePlan, ...],
+    start: UViT,
+    folder: Path,
+    log: LogHistory,
+    watch: Callable[[Row], None] = lambda _: None,
+) -> Trained:
     """Train through `plans`, each phase from the EMA weights of the one before."""
     if not plans:
         return Trained(start, [], [])
@@ -101,6 +109,7 @@ def train_phases(project: Project, plans: tuple[PhasePlan, ...], start: UViT, fo
             folder=folder,
             log=_after(trained.history, log),
             processes=project.processes,
+            watch=watch,
         )
         trained = _joined(trained, trainer.run())
     return trained

@@ -1,0 +1,82 @@
+"""One arm with one seed, trained and judged in one process."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from maskdm.config import MaskedPhase, PatchMask, Phase
+from maskdm.errors import MaskDMError
+from maskdm.processes import ALONE
+from maskdm.records import read_records
+from maskdm.training import Row
+from pipeline.common import Project
+from pipeline.trial import run_trial, trial_identity, trial_params, trial_plans
+from tests.toy import ENVIRONMENT, write_params
+from tests.workspace import make_workspace
+
+MASKED = (MaskedPhase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16),)
+DENSE = Phase(batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of toy settings with prepared data and reference."""
+    folder = tmp_path_factory.mktemp("trial")
+    make_workspace(folder, "smoke")
+    write_params(folder, budget={"train_flops": 5e9, "snapshots": [0.5, 1.0]})
+    for stage in ("prepare", "reference"):
+        subprocess.run([sys.executable, "-m", f"pipeline.{stage}"], cwd=folder, env=ENVIRONMENT, check=True)
+    return folder
+
+
+@pytest.fixture
+def project(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(prepared)
+    return Project.open(ALONE)
+
+
+def of(project: Project, name: str, pretrain: tuple[MaskedPhase, ...], seed: int = 1) -> Project:
+    flops = project.params.budget.train_flops
+    return replace(project, params=trial_params(project.params, name, pretrain, DENSE, seed, flops, (0.5, 1.0)))
+
+
+def test_a_trial_spends_its_budget_and_is_judged_at_its_snapshots(project: Project) -> None:
+    trial = of(project, "patches", MASKED)
+    record = run_trial(trial, "study", "masks/patches-1", judged=True).record
+    losses = [row for row in record.history if "heldout_loss" in row]
+    judged = [row for row in record.history if "fd_effnet_lite0" in row]
+    assert {row["phase"] for row in losses} == {0, 1}
+    assert [row["fraction"] for row in judged] == [0.5, 1.0]
+    assert record.summary["train_flops"] == pytest.approx(trial.params.budget.train_flops, rel=0.0025)
+    assert record.summary["fd_effnet_lite0"] == judged[-1]["fd_effnet_lite0"]
+    ((read, machine),) = read_records(Path(), ("study",))
+    assert read == record
+    assert machine is not None
+    assert machine.seconds == pytest.approx(sorted(machine.seconds[: len(losses)]) + machine.seconds[len(losses) :])
+    assert not list(Path("work/trials").glob("*/state")), "nothing is left to resume"
+
+
+def test_names_do_not_make_another_trial_but_seeds_masks_and_judging_do(project: Project) -> None:
+    first = of(project, "patches", MASKED)
+    identity = trial_identity(first, judged=True)
+    assert trial_identity(of(project, "another-name", MASKED), judged=True) == identity
+    others = [of(project, "patches", MASKED, seed=2), of(project, "patches", ())]
+    assert identity not in {trial_identity(other, judged=True) for other in others}
+    assert trial_identity(first, judged=False) != identity
+
+
+def test_an_arm_without_a_mask_is_one_dense_phase(project: Project) -> None:
+    (plan,) = trial_plans(of(project, "scratch", ()))
+    assert plan.mask is None
+
+
+def test_who_watches_may_end_a_trial_and_nothing_is_recorded(project: Project) -> None:
+    def end(row: Row) -> None:
+        raise MaskDMError(f"enough at {row['train_flops']}")
+
+    with pytest.raises(MaskDMError, match="enough at"):
+        run_trial(of(project, "ended", MASKED), "search", "toy/0", judged=False, watch=end)
+    assert not list(Path("records").glob("search/**/*.json"))
