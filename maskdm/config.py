@@ -269,6 +269,43 @@ class Evaluation(Schema):
         return self
 
 
+class SearchSpace(Schema):
+    """What a search chooses from; masks that do not fit the token grid are never proposed."""
+
+    strategies: Annotated[tuple[Literal["patch", "block", "crop"], ...], Field(min_length=1)]
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]  # of patches and blocks
+    blocks: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    crops: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    max_phases: Literal[1, 2]  # 2: the first mask may be followed by one of half its ratio
+    share: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]  # of the budget: from, to
+    batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    lr: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]  # of pre-training: from, to; logarithmic
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (low, high) in (("share", self.share), ("lr", self.lr)):
+            if low > high:
+                raise ValueError(f"{name}=[{low}, {high}]; allowed: the lower end first")
+        return self
+
+
+class Search(Schema):
+    """The search for a pre-training: trials of equal compute, judged by the held-out loss at their end."""
+
+    train_flops: Annotated[float, Field(gt=0)]  # of every trial, and of every run that confirms
+    trials: Positive
+    space: SearchSpace
+    finetune: Phase  # of every trial
+    confirm: Positive  # how many of the best are trained again and judged by distance, beside the paper's and scratch
+    confirm_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # other than the search's
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.confirm > self.trials:
+            raise ValueError(f"confirm={self.confirm}; allowed: at most trials ({self.trials})")
+        return self
+
+
 class Params(Schema):
     """All of `params.yaml`."""
 
@@ -283,6 +320,7 @@ class Params(Schema):
     baseline: Name  # the arm the others are compared with
     sampling: Sampling
     evaluation: Evaluation
+    search: Search
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -53,6 +53,23 @@ PARAMS: dict[str, Any] = {
         "kid_subset_size": 16,
         "nearest_k": 3,
     },
+    "search": {
+        "train_flops": 2e9,
+        "trials": 3,
+        "space": {
+            "strategies": ["patch", "block", "crop"],
+            "ratios": [0.5, 0.75],
+            "blocks": [2],
+            "crops": [2, 3],
+            "max_phases": 2,
+            "share": [0.1, 0.5],
+            "batch_sizes": [8, 16],
+            "lr": [2e-3, 2e-2],
+        },
+        "finetune": {"batch_size": 8},
+        "confirm": 1,
+        "confirm_seeds": [101],
+    },
 }
 
 RECIPE: dict[str, Any] = {
