@@ -383,6 +383,18 @@ def load_recipe(name: str, root: Path = Path()) -> Recipe:
     return validated(Recipe, read_yaml(path), str(path))
 
 
+def load_block(schema: type[AnySchema], key: str, path: str | Path) -> AnySchema:
+    """Read and check the block `key` of a file of settings; its other keys are for others to read.
+
+    Raises:
+        MaskDMError: the file is missing, is not YAML or has no such key, or the block breaks `schema`.
+    """
+    content = read_yaml(Path(path))
+    if key not in content:
+        raise MaskDMError(f"{path}: {key} is missing")
+    return validated(schema, content[key], str(path), (key,))
+
+
 def flat(settings: BaseModel | dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `{"model.depth": 13, ...}`; a list of scalars stays one value, as text."""
     nested = settings.model_dump() if isinstance(settings, BaseModel) else settings
@@ -412,8 +424,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def validated(schema: type[AnySchema], content: dict[str, Any], where: str) -> AnySchema:
-    """`content` as checked settings; `where` names their file, or what they belong to.
+def validated(schema: type[AnySchema], content: Any, where: str, above: tuple[str, ...] = ()) -> AnySchema:
+    """`content` as checked settings; `where` names their file or what they belong to, `above` the keys that lead there.
 
     Raises:
         MaskDMError: they break the schema.
@@ -421,15 +433,15 @@ def validated(schema: type[AnySchema], content: dict[str, Any], where: str) -> A
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        problems = [_one_line(detail) for detail in error.errors()]
+        problems = [_one_line(detail, above) for detail in error.errors()]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise MaskDMError(f"{where}: {problems[0]}{more}") from None
 
 
-def _one_line(detail: ErrorDetails) -> str:
+def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
     """One problem of pydantic's as `key: what is wrong; what is allowed`."""
     # A discriminated union puts its tag ("patch") into the path, behind "mask", although no such key is in the file.
-    path = detail["loc"]
+    path = (*above, *detail["loc"])
     key = ".".join(str(part) for before, part in zip((None, *path), path, strict=False) if before != "mask")
     message = re.sub(r"^Value error, ", "", detail["msg"])
     if detail["type"] == "extra_forbidden":

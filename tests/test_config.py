@@ -8,12 +8,15 @@ from ruamel.yaml import YAML
 
 from maskdm.config import (
     BlockMask,
+    Budget,
     CropMask,
+    Heldout,
     Params,
     PatchMask,
     Schema,
     effective_mask_ratio,
     flat,
+    load_block,
     load_params,
     load_recipe,
 )
@@ -151,6 +154,15 @@ def test_a_mask_keeps_some_tokens_but_not_all_or_is_rejected(ratio: float, rows:
 )
 def test_the_effective_ratio_counts_whole_tokens_and_blocks(mask: Any, grid: tuple[int, int], effective: float) -> None:
     assert effective_mask_ratio(mask, grid) == pytest.approx(effective)
+
+
+def test_a_block_of_a_file_is_read_alone_and_named_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("budget: {train_flops: -1, snapshots: [1.0]}\nother: 1\n")
+    with pytest.raises(MaskDMError, match=r"study\.yaml: budget\.train_flops=-1: input should be greater than 0"):
+        load_block(Budget, "budget", path)
+    with pytest.raises(MaskDMError, match=r"study\.yaml: heldout is missing"):
+        load_block(Heldout, "heldout", path)
 
 
 def test_flat_settings_have_dotted_names_and_scalar_values(params: Params) -> None:
