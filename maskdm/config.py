@@ -34,7 +34,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-AnySchema = TypeVar("AnySchema", bound=Schema)
+AnySchema = TypeVar("AnySchema", bound=BaseModel)
 
 
 # --- masks (PAPER.md, "Mask strategies"; Figure 3 of the paper) -------------------------------------------
