@@ -1,0 +1,30 @@
+"""The schema of the parts of `study/params.yaml`: arms that are compared with each other, with several seeds."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, RootModel, model_validator
+
+from maskdm.config import MaskedPhase, Name, Phase, Schema
+
+
+class Part(Schema):
+    """One question: arms of equal compute, each trained with every seed. Everything else is that of `params.yaml`."""
+
+    train_flops: Annotated[float, Field(gt=0)]  # of every arm, pre-training counted in
+    snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the compute at which samples are judged
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    finetune: Phase  # of every arm, with the compute that its masked phases leave
+    baseline: Name  # the arm that the others are compared with
+    arms: dict[Name, tuple[MaskedPhase, ...]]  # masked phases in sequence; none: training from scratch
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline={self.baseline}; allowed: a key of arms ({', '.join(self.arms)})")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}; allowed: each seed once")
+        return self
+
+
+class Parts(RootModel[dict[Name, Part]]):
+    """All parts, by name."""

@@ -1,0 +1,105 @@
+"""DVC stage `part@<name>` of the study: every arm of one part of `study/params.yaml`, with every seed.
+
+python -m pipeline.study PART [--workers N]
+
+A trial that is recorded, in this part or in another one, is not trained again; one that was killed goes on.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maskdm.config import load_block
+from maskdm.errors import MaskDMError, exit_with_one_line
+from maskdm.processes import ALONE
+from maskdm.records import Machine, Record, read_records, record_path, write_record
+from maskdm.study import Part, Parts
+from pipeline.common import Project
+from pipeline.paths import ROOT
+from pipeline.trial import run_trial, trial_identity, trial_params
+from pipeline.workers import default_workers, run_all
+
+SETTINGS = ROOT / "study" / "params.yaml"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial of a part."""
+
+    part: str
+    arm: str
+    seed: int
+    settings: Part
+
+    @property
+    def key(self) -> str:
+        """Of its record."""
+        return f"{self.part}/{self.arm}-{self.seed}"
+
+    def project(self, project: Project) -> Project:
+        """The project with this trial's settings."""
+        part = self.settings
+        params = trial_params(
+            project.params, self.arm, part.arms[self.arm], part.finetune, self.seed, part.train_flops, part.snapshots
+        )
+        return replace(project, params=params)
+
+
+def main() -> None:
+    """Train and judge what is missing; write `records/study/<part>/`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part")
+    parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="trials at a time")
+    chosen = parser.parse_args()
+    with exit_with_one_line():
+        if chosen.workers < 1:
+            raise MaskDMError(f"--workers={chosen.workers}; allowed: a whole number from 1")
+        parts = load_block(Parts, "parts", SETTINGS).root
+        if chosen.part not in parts:
+            raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(parts)}")
+        settings = parts[chosen.part]
+        tasks = [Task(chosen.part, arm, seed, settings) for seed in settings.seeds for arm in settings.arms]
+        missing = keep_known(Project.open(ALONE), tasks)
+        for _ in run_all(run, missing, chosen.workers, unit="trial"):
+            pass
+        remove_others(chosen.part, tasks)
+
+
+def keep_known(project: Project, tasks: list[Task]) -> list[Task]:
+    """Take over what is recorded of the tasks, under whatever name; returns those that are not."""
+    known: dict[str, tuple[Record, Machine]] = {
+        record.identity: (record, machine) for record, machine in read_records(ROOT, ("study",)) if machine
+    }
+    missing = []
+    for task in tasks:
+        identity = trial_identity(task.project(project), judged=True)
+        if identity not in known:
+            missing.append(task)
+            continue
+        record, machine = known[identity]
+        if record.key != task.key:
+            params = record.params | {"arm": task.arm}
+            write_record(ROOT, replace(record, key=task.key, arm=task.arm, params=params), machine)
+    return missing
+
+
+def run(task: Task) -> None:
+    """Train and judge one trial, in a process of its own."""
+    run_trial(task.project(Project.open(ALONE)), "study", task.key, judged=True)
+
+
+def remove_others(part: str, tasks: list[Task]) -> None:
+    """Delete records of arms and seeds that the part no longer has."""
+    wanted = {record_path(ROOT, "study", task.key) for task in tasks}
+    folder = ROOT / "records" / "study" / part
+    for path in folder.glob("*.json"):
+        if not {path, _without_machine(path)} & wanted:
+            path.unlink()
+
+
+def _without_machine(path: Path) -> Path:
+    return path.with_name(path.name.replace(".machine.json", ".json"))
+
+
+if __name__ == "__main__":
+    main()
