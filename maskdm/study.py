@@ -10,6 +10,7 @@ from maskdm.config import MaskedPhase, Name, Phase, Schema
 class Part(Schema):
     """One question: arms of equal compute, each trained with every seed. Everything else is that of `params.yaml`."""
 
+    question: str  # as a heading of the report
     train_flops: Annotated[float, Field(gt=0)]  # of every arm, pre-training counted in
     snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the compute at which samples are judged
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]

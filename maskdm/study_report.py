@@ -1,0 +1,181 @@
+"""The text of the study's report: for every part its question, an answer by plain rules, and its table.
+
+Everything here is a function of settings and frames: no file is read or written.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from maskdm.analysis import Row
+from maskdm.study import Part
+from maskdm.study_analysis import AGAINST, rank_agreement
+from maskdm.units import four_digits, percent, si
+
+NOTHING = "-"
+HEAD = """\
+# When and how much masked pre-training pays
+
+`make study` makes this page from [`study/params.yaml`](../study/params.yaml), `params.yaml` and the records in \
+`records/study/`. Within a part every arm spends the same training compute, masked phases counted in, with every \
+seed. An arm is compared with the baseline **of the same seed** (the same first weights, order of images and held-out \
+noise); intervals are 95 % percentile bootstrap intervals of the mean over the seeds, which with so few seeds are \
+narrower than the truth. "Lower" and "higher" are said only where the interval leaves zero out.\
+"""
+
+
+def section(name: str, part: Part, table: pd.DataFrame, summary: pd.DataFrame, metric: str, figures: list[str]) -> str:
+    """The section of one part.
+
+    Args:
+        name: of the part.
+        part: its settings.
+        table: what `study_analysis.trials` returns.
+        summary: what `study_analysis.summary` returns.
+        metric: the name of the distance.
+        figures: names of those that lie in `study/` beside the report, as PNG and SVG.
+    """
+    return "\n\n".join(
+        [
+            f"## {part.question}",
+            f"{si(part.train_flops, 'FLOPs')} an arm, seeds {', '.join(map(str, part.seeds))}; part `{name}`.",
+            answer(part, summary),
+            agreement(table),
+            *(f"![{figure}](study/{figure}.png)" for figure in figures),
+            _table(summary, part.baseline, metric),
+            f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
+        ]
+    )
+
+
+def answer(part: Part, summary: pd.DataFrame) -> str:
+    """One line an arm: what changed against the baseline, and whether chance can be ruled out."""
+    rows = [row for row in _rows(summary) if row["arm"] != part.baseline]
+    paid = [row["arm"] for row in rows if row[f"heldout_loss{AGAINST}_high"] < 1]
+    lost = [row["arm"] for row in rows if row[f"heldout_loss{AGAINST}_low"] > 1]
+    head = (
+        f"**By held-out loss {_listed(paid)} ended below `{part.baseline}`, {_listed(lost)} above it"
+        f"{'' if len(paid) + len(lost) == len(rows) else ', the others not clearly on either side'}.**"
+    )
+    return "\n".join([head, "", *(f"- {_line(row, part.baseline)}" for row in rows)])
+
+
+def agreement(table: pd.DataFrame) -> str:
+    """How far the seeds rank the arms alike."""
+    loss, distance = (rank_agreement(table, column) for column in ("heldout_loss", "distance"))
+    if math.isnan(loss):
+        return "One seed, so whether the ranking would hold with another one is not known."
+    return (
+        f"The seeds agree on the ranking of the arms with Kendall's W = {loss:.2f} by held-out loss and "
+        f"{distance:.2f} by distance (1: all alike)."
+    )
+
+
+def missing(names: Sequence[str]) -> str:
+    """What has not been run yet."""
+    commands = "\n".join(f"- `dvc repro study/dvc.yaml:part@{name}`" for name in names)
+    return f"## Not run yet\n\n{commands}" if names else ""
+
+
+def throughput_section(table: pd.DataFrame) -> str:
+    """Speed and memory of a training step by mask."""
+    shown = pd.DataFrame(
+        {
+            "mask": table["arm"],
+            "tokens removed": [percent(ratio) for ratio in table["effective_mask_ratio"]],
+            "batch": table["batch_size"],
+            "images/s": [f"{value:,.0f}" for value in table["images_per_second"]],
+            "tokens/s": [f"{value:,.0f}" for value in table["tokens_per_second"]],
+            "of the FLOP-ideal": [percent(value) for value in table["of_flop_ideal"]],
+            "memory": [si(value, "B") for value in table["memory_bytes"]],
+        }
+    )
+    return (
+        "## How fast, and in how much memory, is a step with each mask?\n\n"
+        "Measured one at a time; the FLOP-ideal is a masked image that is as much faster as it has fewer FLOPs.\n\n"
+        f"![throughput](study/throughput.png)\n\n{_markdown(shown)}"
+    )
+
+
+def _rows(frame: pd.DataFrame) -> list[Row]:
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _line(row: Row, baseline: str) -> str:
+    loss = _change(row, "heldout_loss")
+    distance = _change(row, "distance")
+    return f"`{row['arm']}`: held-out loss {loss}, distance {distance}; {_to_target(row, baseline)}."
+
+
+def _change(row: Row, measure: str) -> str:
+    """`2.1 % lower (1.8 to 2.4)`; without the word where the interval holds zero."""
+    column = f"{measure}{AGAINST}"
+    mean, low, high = (100 * (row[key] - 1) for key in (column, f"{column}_low", f"{column}_high"))
+    if math.isnan(low):
+        return f"{mean:+.1f} %"
+    if low <= 0 <= high:
+        return f"unchanged within chance ({mean:+.1f} %; {low:+.1f} to {high:+.1f})"
+    ends = sorted((abs(low), abs(high)))
+    return f"{abs(mean):.1f} % {'lower' if mean < 0 else 'higher'} ({ends[0]:.1f} to {ends[1]:.1f})"
+
+
+def _to_target(row: Row, baseline: str) -> str:
+    if math.isinf(row["compute_to_target"]):
+        return f"`{baseline}`'s final loss not reached with every seed"
+    low, high = row["compute_to_target_low"], row["compute_to_target_high"]
+    span = "" if math.isnan(low) else f" ({percent(low)} to {percent(high)})"
+    return f"`{baseline}`'s final loss reached with {percent(row['compute_to_target'])} of its compute{span}"
+
+
+def _table(summary: pd.DataFrame, baseline: str, metric: str) -> str:
+    def cells(column: str, form: str) -> list[str]:
+        return [_cell(row[column], form) for row in _rows(summary)]
+
+    columns = {
+        "arm": summary["arm"],
+        "mask": summary["masks"].replace("", NOTHING),
+        "effective": [_ratios(text) for text in summary["effective_mask_ratio"]],
+        "share": cells("share", "percent"),
+        "batch": summary["batch_size"].replace("", NOTHING),
+        "held-out loss": cells("heldout_loss", "digits"),
+        f"against {baseline}": [_signed(row, "heldout_loss") for row in _rows(summary)],
+        "compute to target": cells("compute_to_target", "percent"),
+        "seconds to target": cells("seconds_to_target", "percent"),
+        metric: cells("distance", "digits"),
+        f"{metric} against {baseline}": [_signed(row, "distance") for row in _rows(summary)],
+        "kid": cells("kid", "digits"),
+        "recall": cells("recall", "digits"),
+        "images/s": cells("images_per_second", "count"),
+        "peak memory": cells("peak_memory_bytes", "bytes"),
+    }
+    return _markdown(pd.DataFrame(columns))
+
+
+def _cell(value: float, form: str) -> str:
+    if math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "not reached"
+    forms = {"percent": percent(value), "digits": four_digits(value), "count": f"{value:,.0f}", "bytes": si(value, "B")}
+    return forms[form]
+
+
+def _signed(row: Row, measure: str) -> str:
+    column = f"{measure}{AGAINST}"
+    mean, low, high = (100 * (row[key] - 1) for key in (column, f"{column}_low", f"{column}_high"))
+    if mean == 0:
+        return NOTHING
+    return f"{mean:+.1f} %" if math.isnan(low) else f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+
+def _ratios(text: str) -> str:
+    return " -> ".join(percent(float(ratio)) for ratio in text.split(" -> "))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "no arm"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=["left", *["right"] * (frame.shape[1] - 1)])

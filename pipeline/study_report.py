@@ -1,0 +1,76 @@
+"""DVC stage `report` of the study: `reports/study.md`, its tables and figures, of the parts that were run."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from maskdm import figures, study_figures, study_report
+from maskdm.analysis import Records, distance_metric
+from maskdm.config import load_block
+from maskdm.errors import exit_with_one_line
+from maskdm.files import write_atomically
+from maskdm.records import read_records
+from maskdm.study import Part, Parts
+from maskdm.study_analysis import curves, summary, trials
+from pipeline.paths import ROOT
+
+SETTINGS = ROOT / "study" / "params.yaml"
+REPORT = ROOT / "reports" / "study.md"
+FOLDER = ROOT / "reports" / "study"
+
+
+def main() -> None:
+    """Write the report."""
+    with exit_with_one_line():
+        parts, records = load_block(Parts, "parts", SETTINGS).root, read_records(ROOT, ("study",))
+        done = {name: part for name, part in parts.items() if is_complete(name, part, records)}
+        sections = [study_report.HEAD, *(write_part(name, part, records) for name, part in done.items())]
+        if (FOLDER / "throughput.csv").is_file():
+            sections.append(write_throughput(pd.read_csv(FOLDER / "throughput.csv")))
+        sections.append(study_report.missing([name for name in parts if name not in done]))
+        write_text(REPORT, "\n\n".join(filter(None, sections)) + "\n")
+
+
+def is_complete(name: str, part: Part, records: Records) -> bool:
+    """Whether every trial of the part has its record."""
+    known = {record.key for record, _ in records}
+    return all(f"{name}/{arm}-{seed}" in known for arm in part.arms for seed in part.seeds)
+
+
+def write_part(name: str, part: Part, records: Records) -> str:
+    """Write the tables and figures of a part; returns its section of the report."""
+    measured, table = curves(name, part, records), trials(name, part, records)
+    means = summary(table)
+    for suffix, frame in (("", table), ("_summary", means), ("_curves", measured)):
+        write_text(FOLDER / f"{name}{suffix}.csv", frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+    drawn = draw(name, part, measured, table, means)
+    for stem, figure in drawn.items():
+        figures.save(figure, FOLDER / stem)
+    metric = next(distance_metric(record.summary) for record, _ in records)
+    return study_report.section(name, part, table, means, metric, list(drawn))
+
+
+def draw(name: str, part: Part, measured: pd.DataFrame, table: pd.DataFrame, means: pd.DataFrame) -> dict[str, Figure]:
+    """The figures of a part by file name; curves where samples were judged along the way."""
+    with figures.style():
+        drawn = (
+            {f"{name}_curves": study_figures.mean_curves(measured, part.baseline)} if len(part.snapshots) > 1 else {}
+        )
+        return drawn | {f"{name}_against": study_figures.against_baseline(means, table, part.baseline)}
+
+
+def write_throughput(table: pd.DataFrame) -> str:
+    """Draw the measured throughput; returns its section of the report."""
+    with figures.style():
+        figures.save(study_figures.throughput(table), FOLDER / "throughput")
+    return study_report.throughput_section(table)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write all of it or nothing."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Statistics of the study on records with known curves."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from maskdm import figures, study_figures, study_report
+from maskdm.config import MaskedPhase, PatchMask, Phase
+from maskdm.records import Machine, Record
+from maskdm.study import Part
+from maskdm.study_analysis import AGAINST, curves, interval, rank_agreement, summary, trials
+
+MASKED = MaskedPhase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16)
+PART = Part(
+    question="Does it pay?",
+    train_flops=1e12,
+    snapshots=(0.5, 1.0),
+    seeds=(1, 2, 3),
+    finetune=Phase(batch_size=8),
+    baseline="scratch",
+    arms={"scratch": (), "better": (MASKED,), "worse": (MASKED,)},
+)
+FACTORS = {"scratch": 1.0, "better": 0.9, "worse": 1.2}  # of the loss at every point
+NOISE = {1: 1.0, 2: 1.05, 3: 0.97}  # of a seed, in all arms alike
+
+
+def record(arm: str, seed: int) -> tuple[Record, Machine]:
+    """Loss 1 / compute, times the arm's factor and the seed's noise; seconds are compute / 1e10."""
+    shares = np.linspace(0.1, 1, 10)
+    level = FACTORS[arm] * NOISE[seed]
+    losses = [
+        {"phase": 0, "images_seen": int(1000 * s), "train_flops": 1e12 * s, "heldout_loss": level / s} for s in shares
+    ]
+    others = {"kid": 0.1, "precision": 0.5, "recall": 0.2}
+    snapshots = (dict(losses[4]), dict(losses[9]))
+    judged = [row | {"fd_effnet_lite0": 100 * row.pop("heldout_loss"), **others} for row in snapshots]
+    history = losses + judged
+    seconds = [row["train_flops"] / 1e10 for row in history]
+    removed = 0.0 if arm == "scratch" else 0.75
+    summary_of_record = {"images_seen": 1000, "train_flops": 1e12, "fd_effnet_lite0": 100 * level}
+    machine = Machine("2026-01-01T00:00:00+00:00", {}, {}, {}, 100.0, 10.0, 1_000_000, seconds)
+    params = {"pretrain.mask.effective_ratio": removed}
+    return Record("study", f"toy/{arm}-{seed}", arm, "x", params, {}, summary_of_record, history), machine
+
+
+@pytest.fixture
+def records() -> list[tuple[Record, Machine]]:
+    return [record(arm, seed) for arm, seed in product(PART.arms, PART.seeds)]
+
+
+def test_a_trial_is_compared_with_the_baseline_of_its_seed(records: list[tuple[Record, Machine]]) -> None:
+    table = trials("toy", PART, records).set_index(["arm", "seed"])
+    for arm, seed in product(PART.arms, PART.seeds):
+        assert table.loc[(arm, seed), f"heldout_loss{AGAINST}"] == pytest.approx(FACTORS[arm])
+        assert table.loc[(arm, seed), f"distance{AGAINST}"] == pytest.approx(FACTORS[arm])
+    better = table.loc["better"]
+    # Between compute 0.8 and 0.9 of the budget its loss falls log-linearly from 0.9 / 0.8 to 0.9 / 0.9 = 1, the target.
+    assert better["compute_to_target"].to_numpy() == pytest.approx(0.9)
+    assert better["seconds_to_target"].to_numpy() == pytest.approx(0.9)
+    assert (table.loc["worse"]["compute_to_target"] == math.inf).all()
+
+
+def test_curves_hold_losses_and_judged_snapshots(records: list[tuple[Record, Machine]]) -> None:
+    measured = curves("toy", PART, records)
+    assert len(measured) == 9 * 12
+    assert measured["distance"].notna().sum() == 9 * 2
+    assert (measured["train_seconds"] == measured["train_flops"] / 1e10).all()
+
+
+def test_the_interval_covers_the_mean_and_shrinks_with_agreement() -> None:
+    low, high = interval([1.0, 2.0, 3.0])
+    assert 1.0 <= low < 2.0 < high <= 3.0
+    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert all(math.isnan(end) for end in interval([1.0]))
+    assert interval([0.9, math.inf, 0.8]) == (0.8, math.inf)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (interval(random.normal(size=30).tolist()) for _ in range(100))]
+    assert 0.86 <= np.mean(covered) <= 1.0
+
+
+def test_seeds_that_rank_alike_agree_wholly_and_opposite_ones_not_at_all() -> None:
+    arms = ["a", "b", "c"]
+    alike = pd.DataFrame([{"arm": arm, "seed": s, "x": place + s} for s in (1, 2) for place, arm in enumerate(arms)])
+    opposed = pd.DataFrame([{"arm": arm, "seed": s, "x": place * s} for s in (1, -1) for place, arm in enumerate(arms)])
+    assert rank_agreement(alike, "x") == pytest.approx(1)
+    assert rank_agreement(opposed, "x") == pytest.approx(0)
+    assert math.isnan(rank_agreement(alike[alike["seed"] == 1], "x"))
+
+
+def test_the_report_says_lower_higher_and_not_reached(records: list[tuple[Record, Machine]]) -> None:
+    table = trials("toy", PART, records)
+    means = summary(table)
+    text = study_report.section("toy", PART, table, means, "fd_effnet_lite0", [])
+    assert "`better` ended below `scratch`, `worse` above it" in text
+    assert "`better`: held-out loss 10.0 % lower (10.0 to 10.0), distance 10.0 % lower" in text
+    assert "`scratch`'s final loss reached with 90 % of its compute" in text
+    assert "`worse`: held-out loss 20.0 % higher" in text
+    assert "`scratch`'s final loss not reached with every seed" in text
+    assert "Kendall's W = 1.00 by held-out loss" in text
+
+
+def test_a_change_within_chance_is_not_called_one(records: list[tuple[Record, Machine]]) -> None:
+    table = trials("toy", PART, records)
+    column = f"heldout_loss{AGAINST}"
+    table.loc[table["arm"] == "better", column] = [0.99, 1.02, 1.0]
+    assert "`better`: held-out loss unchanged within chance" in study_report.answer(PART, summary(table))
+
+
+def test_every_figure_can_be_drawn(records: list[tuple[Record, Machine]]) -> None:
+    table, measured = trials("toy", PART, records), curves("toy", PART, records)
+    with figures.style():
+        dots = study_figures.against_baseline(summary(table), table, "scratch")
+        lines = study_figures.mean_curves(measured, "scratch")
+    assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == ["better", "worse"]
+    assert len(lines.axes[0].lines) == 3
