@@ -17,6 +17,9 @@ MODULES = sorted(p for folder in ("maskdm", "pipeline") for p in (PROJECT / fold
         ("extractors", {"training"}),
         ("training", {"metrics", "extractors", "tracking", "records", "report", "figures"}),
         ("report", {"training", "tracking", "metrics"}),
+        ("swiss_roll", {"training", "swiss_roll_training", "swiss_roll_figures"}),
+        ("swiss_roll_training", {"figures", "swiss_roll_figures"}),
+        ("swiss_roll_figures", {"training", "swiss_roll_training"}),
     ],
 )
 def test_a_module_does_not_know_what_comes_after_it(importer: str, never: set[str]) -> None:

@@ -24,8 +24,9 @@ SHOWN_ONLY = frozenset({"errors", "progress", "records", "tracking"})  # they sh
 
 
 def dvc_stages() -> dict[str, dict[str, Any]]:
-    stages = YAML(typ="safe", pure=True).load(PROJECT / "dvc.yaml")["stages"]
-    return {name: stage.get("do", stage) for name, stage in stages.items()}
+    files = (PROJECT / "dvc.yaml", PROJECT / "study" / "dvc.yaml")
+    stages = [YAML(typ="safe", pure=True).load(file)["stages"].items() for file in files]
+    return {name: stage.get("do", stage) for items in stages for name, stage in items}
 
 
 @pytest.mark.parametrize("name", dvc_stages())

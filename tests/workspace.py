@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = ("maskdm", "pipeline", "profiles", "dvc.yaml", ".dvcignore")
+SOURCES = ("maskdm", "pipeline", "profiles", "study", "dvc.yaml", ".dvcignore")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
