@@ -88,11 +88,8 @@ def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:
     """The samples of one arm and seed, from `work` if an earlier run left them there."""
     path = work / f"{arm}-{seed}.npz"
     if not path.is_file():
-        scratch, pretrained = (
-            steps_at_equal_compute(settings)[-1],
-            settings.pretrain_steps + settings.finetune_steps[-1],
-        )
-        steps = pretrained if arm == "pretrained" else scratch
+        last = settings.finetune_steps[-1]
+        steps = settings.pretrain_steps + last if arm == "pretrained" else steps_at_equal_compute(settings)[-1]
         with tqdm(total=steps, desc=f"{arm}, seed {seed}", unit="step", mininterval=bar_interval()) as bar:
             samples = train_arm(settings, arm, seed, bar.update)
         write_atomically(path, lambda file: np.savez(file, **samples))  # type: ignore[arg-type]  # numpy's own stub errs
