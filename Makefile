@@ -5,7 +5,7 @@ READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test smoke ui plan profile sync
+.PHONY: repro test smoke study ui plan profile sync
 
 repro: $(READY)  ## The whole comparison of params.yaml; goes on where it was stopped
 	$(IN_VENV) dvc repro
@@ -19,6 +19,9 @@ test: $(READY)  ## Lint, types, tests
 smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
 	$(IN_VENV) python -m tests.workspace build/smoke smoke
 	cd build/smoke && $(IN_VENV) dvc repro
+
+study: $(READY)  ## When and how much masking pays, with several seeds: hours; goes on where it was stopped
+	$(IN_VENV) dvc repro study/dvc.yaml
 
 ui: $(READY)  ## MLflow's UI on the project's runs, at http://127.0.0.1:5000
 	$(IN_VENV) maskdm ui

@@ -36,7 +36,14 @@ ALONE = "alone"  # samples of the pre-trained network, each coordinate drawn on 
 class Alone(UViT):  # type: ignore[misc]  # diffusers ships no types
     """A network that sees one coordinate at a time, as in pre-training: it samples the product of the marginals."""
 
-    def forward(self, x_t: Tensor, t: Tensor, ids_keep: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        ids_keep: Tensor | None = None,
+        labels: Tensor | None = None,
+        positions: bool = True,
+    ) -> Tensor:
         """Noisy points `[B, 2, 1]` at time steps `[B]` -> the prediction for each coordinate, `[B, 2, 1]`."""
         places = torch.arange(self.num_tokens).expand(len(x_t), -1)
         one_by_one = zip(x_t.split(1, dim=1), places.split(1, dim=1), strict=True)

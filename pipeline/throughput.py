@@ -49,7 +49,8 @@ def main() -> None:
         part = load_block(Parts, "parts", SETTINGS).root[PART]
         phases = {arm: phases[0] if phases else None for arm, phases in part.arms.items()}
         tasks = [Task(arm, masked, part.finetune) for arm, masked in phases.items()]
-        table = pd.DataFrame(run_all(measure, tasks, workers=1, unit="mask"))  # one at a time: in order
+        rows = {row["arm"]: row for row in run_all(measure, tasks, workers=1, unit="mask")}
+        table = pd.DataFrame([rows[arm] for arm in phases])
         write_atomically(TABLE, lambda file: file.write(table.to_csv(index=False, float_format="%.6g").encode()))
 
 
