@@ -14,7 +14,7 @@ test: $(READY)  ## Lint, types, tests
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) mypy
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest --numprocesses logical --dist loadfile
 
 smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
 	$(IN_VENV) python -m tests.workspace build/smoke smoke

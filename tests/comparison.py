@@ -13,6 +13,7 @@ import pandas as pd
 from maskdm import analysis
 from maskdm.config import Params
 from maskdm.records import Machine, Record, write_record
+from tests.conftest import PARAMS
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 36e12
@@ -115,6 +116,7 @@ def settings() -> dict[str, Any]:
             "kid_subset_size": 500,
             "nearest_k": 3,
         },
+        "search": PARAMS["search"],
     }
 
 
