@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from maskdm.datasets.prepared import PreparedData
 from pipeline.prepare import main
+from tests.conftest import PARAMS
 
 
 def write_params(folder: Path, data: dict[str, Any]) -> None:
@@ -27,6 +28,7 @@ def write_params(folder: Path, data: dict[str, Any]) -> None:
             "extractor": "effnet_lite0", "input_size": 32, "weights": None, "batch_size": 8, "samples": 8,
             "reference": 8, "kid_subsets": 1, "kid_subset_size": 4, "nearest_k": 1,
         },
+        "search": PARAMS["search"],
     }  # fmt: skip
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
