@@ -21,8 +21,8 @@ from pipeline.paths import weights_folder
 
 YARDSTICK = ("ddim", 250)
 CANDIDATES = [
-    *(("ddim", steps) for steps in (20, 50, 100)),
-    *((sampler, steps) for sampler in ("dpm_solver", "unipc") for steps in (8, 10, 12, 15, 20, 25)),
+    *(("ddim", steps) for steps in (20, 50)),
+    *((sampler, steps) for sampler in ("dpm_solver", "unipc") for steps in (8, 10, 12, 20)),
 ]
 
 
