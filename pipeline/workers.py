@@ -1,14 +1,18 @@
 """Several trials at a time: each in a process of its own, with its share of the cores, or with one GPU."""
 
-import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import TypeVar
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from maskdm.errors import MaskDMError
 from maskdm.records import count_cores
 
 T = TypeVar("T")
@@ -24,34 +28,75 @@ def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: 
     """What `function(task)` returns for every task, as they end, `workers` at a time.
 
     Each task has a new process, so that the peak of its memory is its own. The first exception ends all of them.
+
+    Raises:
+        MaskDMError: a process was killed, so that it could not say why.
     """
-    gpus = torch.cuda.device_count()
-    quiet = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(max(1, count_cores() // workers))}  # one bar, of all tasks
-    before = dict(os.environ)
-    os.environ.update(quiet)  # spawned processes inherit it
-    try:
-        with (
-            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
-            tqdm(total=len(tasks), unit=unit, disable=None) as bar,
-        ):
-            futures = [
-                pool.submit(_on_gpu, function, task, index % gpus if gpus else None) for index, task in enumerate(tasks)
-            ]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
+    context, gpus = get_context("spawn"), torch.cuda.device_count()
+    waiting, running = list(enumerate(tasks)), dict[Any, Any]()  # a task's pipe -> its process
+    with (
+        _environment(TQDM_DISABLE="1", OMP_NUM_THREADS=str(max(1, count_cores() // workers))),
+        tqdm(total=len(tasks), unit=unit) as bar,  # the one bar
+    ):
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    index, task = waiting.pop(0)
+                    here, there = context.Pipe(duplex=False)
+                    process = context.Process(target=_run, args=(there, function, task, index % gpus if gpus else None))
+                    process.start()
+                    there.close()  # the child's alone: when it dies, ours ends
+                    running[here] = process
+                for pipe in connection.wait(list(running)):
+                    yield _result(pipe, unit)
+                    running.pop(pipe).join()
                     bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()  # SIGTERM: it saves its state
-                raise
+        finally:
+            for process in running.values():
+                process.terminate()  # it saves its state
+            for process in running.values():
+                process.join()
+
+
+def end_with_parent() -> None:
+    """Let this process die with the one that started it: its next run must find nobody at work."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: int | None) -> None:
+    end_with_parent()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    try:
+        pipe.send((function(task), None))
+    except BaseException as error:
+        pipe.send((None, error))
+
+
+def _result(pipe: Any, unit: str) -> Any:
+    try:
+        result, error = pipe.recv()
+    except EOFError:
+        raise MaskDMError(f"the process of a {unit} was killed; the same command goes on from here") from None
+    if error is not None:
+        raise error
+    return result
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables that the processes started in the `with` block inherit."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _on_gpu(function: Callable[[T], R], task: T, gpu: int | None) -> R:
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    return function(task)
