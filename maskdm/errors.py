@@ -1,4 +1,7 @@
-"""The one exception that bad input raises, and how a command shows it: one line, exit code 2."""
+"""The one exception that bad input raises, and how a command shows it: one line, exit code 2.
+
+And the one that is no error: what ends a training on purpose.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +10,10 @@ from contextlib import contextmanager
 
 class MaskDMError(Exception):
     """Bad input or a broken environment. The message is one line: what is wrong, where, what is allowed."""
+
+
+class StoppedEarly(Exception):  # noqa: N818 - no error
+    """Whoever watches a training has seen enough of it: it ends here, on purpose."""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from maskdm.errors import MaskDMError
+from maskdm.errors import MaskDMError, StoppedEarly
 from maskdm.records import Machine, Record, dvc_state, git_state, read_records, record_path
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Subject:
 def live_run(root: Path, record: Record) -> Iterator["LiveRun"]:
     """The MLflow run of a stage while it computes. A run that the store has of this identity is taken up again.
 
-    It ends as FINISHED, on an exception FAILED, on Ctrl-C KILLED. Tracking itself raises nothing.
+    It ends as FINISHED, on an exception FAILED, on Ctrl-C KILLED. One that is stopped early is FINISHED, with a tag
+    `maskdm.stopped_early` that says why. Tracking itself raises nothing.
 
     Args:
         root: the project; its `mlflow.db` is the store unless `MLFLOW_TRACKING_URI` names another.
@@ -89,6 +90,10 @@ def live_run(root: Path, record: Record) -> Iterator["LiveRun"]:
         yield run
     except KeyboardInterrupt:
         run.close("KILLED")
+        raise
+    except StoppedEarly as stopped:
+        run.tag("maskdm.stopped_early", str(stopped))
+        run.close("FINISHED")
         raise
     except BaseException:
         run.close("FAILED")
@@ -118,6 +123,10 @@ class LiveRun:
     def log_artifact(self, path: Path) -> None:
         """Attach a file: a sample grid, the record."""
         self._attempt(lambda: self._run.log_artifact(path))
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self._attempt(lambda: self._run.tag(name, value))
 
     def close(self, status: str) -> None:
         """End the run; `live_run` calls it."""
@@ -305,6 +314,10 @@ class StoredRun:
     def log_artifact(self, path: Path) -> None:
         """Attach a file; one of the same name is replaced."""
         self._client.log_artifact(self.run_id, str(path))
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag."""
+        self._client.set_tag(self.run_id, name, value)
 
     def reopen(self) -> None:
         """Say that the run, and so the one it is nested under, goes on."""

@@ -5,7 +5,8 @@ if it was judged, one row a snapshot. A trial that was killed goes on where it w
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from maskdm.analysis import distance_metric
 from maskdm.checkpoint import save_snapshot, snapshot_folder
 from maskdm.compute import PhasePlan, peak_memory_bytes, plan_finetune
 from maskdm.config import Arm, MaskedPhase, Params, Phase, flat, validated
+from maskdm.errors import StoppedEarly
 from maskdm.records import Machine, Record, Stage, write_record
 from maskdm.training import Row
 from pipeline import evaluate, training
@@ -90,7 +92,7 @@ def run_trial(
         stage: what the trial belongs to.
         key: names the trial: `<study>/<name>`.
         judged: whether samples are drawn and compared with real images.
-        watch: called with each row as it is measured; what it raises ends the trial.
+        watch: called with each row as it is measured; what it raises ends the trial, `StoppedEarly` for good.
         extra: further parameters for the record.
 
     Raises:
@@ -103,7 +105,7 @@ def run_trial(
         params |= flat(project.params.model_dump(include={"sampling", "evaluation"}))
     record = project.record(stage, key, arm, trial_identity(project, judged), params)
     folder = ROOT / "work" / "trials" / record.identity / "state"
-    with exclusive(folder), tracking.live_run(ROOT, record) as run:
+    with discarded(folder.parent), exclusive(folder), tracking.live_run(ROOT, record) as run:
         start = initial_network(project.params, project.data.info["num_classes"]).to(project.device)
         trained = training.train_phases(project, plans, start, folder, run.log_history, watch)
         memory = peak_memory_bytes(project.device)  # before judging, which takes more than small networks do
@@ -121,8 +123,18 @@ def run_trial(
         run.log_machine(machine)
         result = Result(replace(record, summary=summary, history=history), machine)
         write_record(ROOT, result.record, machine)
-    shutil.rmtree(folder.parent, ignore_errors=True)
     return result
+
+
+@contextmanager
+def discarded(folder: Path) -> Iterator[None]:
+    """Remove `folder` when the trial is done or was stopped early: nothing is left to resume. Else it stays."""
+    try:
+        yield
+    except StoppedEarly:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def judge(project: Project, arm: str, trained: training.Trained, folder: Path) -> list[dict[str, Any]]:
