@@ -31,10 +31,10 @@ def test_the_library_knows_neither_the_pipeline_nor_dvc() -> None:
         assert not {name.split(".")[0] for name in imported_names(path)} & {"pipeline", "dvc"}, path
 
 
-def test_only_tracking_imports_mlflow() -> None:
-    assert {path.stem for path in MODULES if any(n.split(".")[0] == "mlflow" for n in imported_names(path))} == {
-        "tracking"
-    }
+@pytest.mark.parametrize(("library", "importer"), [("mlflow", "tracking"), ("optuna", "search")])
+def test_only_one_file_of_the_library_imports(library: str, importer: str) -> None:
+    importers = {path for path in MODULES if any(name.split(".")[0] == library for name in imported_names(path))}
+    assert importers == {PROJECT / "maskdm" / f"{importer}.py"}
 
 
 def test_the_report_needs_no_torch() -> None:
