@@ -54,7 +54,7 @@ PARAMS: dict[str, Any] = {
         "nearest_k": 3,
     },
     "search": {
-        "train_flops": 2e9,
+        "train_flops": 3e9,
         "trials": 3,
         "space": {
             "strategies": ["patch", "block", "crop"],

@@ -1,0 +1,332 @@
+"""DVC stage `search`: which pre-training is best at equal compute, and whether that holds with other seeds.
+
+python -m pipeline.search [--workers N] [--join]
+
+Workers are processes of one GPU, or of some cores, each. They train the trials, then the best of them, the paper's
+default and scratch with seeds that the search never saw. The same command goes on after a kill, and does nothing that
+is done. MASKDM_SEARCH_STORAGE names a database in which several machines share the study; --join works and leaves the
+results to the stage.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import threading
+from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from maskdm.compute import plan_finetune
+from maskdm.config import BUDGET_TOLERANCE, MaskedPhase, Params
+from maskdm.errors import MaskDMError, exit_with_one_line
+from maskdm.files import write_atomically
+from maskdm.processes import ALONE
+from maskdm.progress import bar_interval
+from maskdm.records import Record, count_cores, read_records, record_path
+from maskdm.search import (
+    best_trials,
+    curves_frame,
+    feasible_masks,
+    finished_trials,
+    importance_frame,
+    open_storage,
+    open_study,
+    paper_phases,
+    phases_of,
+    report,
+    revive,
+    run_trials,
+    suggest,
+    trial_number,
+    trials_frame,
+)
+from maskdm.training import Row
+from pipeline import trial as single
+from pipeline.common import Project, exclusive, identity
+from pipeline.paths import ROOT
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
+# The library files whose code decides what a trial comes to, and which are tried.
+CODE = (*single.CODE, "search")
+REPORTS = ROOT / "reports" / "search"
+POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
+POLL_SECONDS = 1.0
+BEST = "searched"  # the arm in best.yaml
+
+
+@dataclass(frozen=True)
+class Search:
+    """The opened project and the study in it."""
+
+    project: Project  # its settings measure the held-out loss `POINTS` times
+    identity: str  # of the study: more trials, or other seeds to confirm with, are the same one
+
+    @classmethod
+    def open(cls) -> "Search":
+        """Read the settings and check that they can be searched.
+
+        Raises:
+            MaskDMError: a setting or the data is not usable.
+        """
+        project = Project.open(ALONE)
+        heldout = project.params.heldout.model_copy(update={"points": POINTS})
+        project = replace(project, params=project.params.model_copy(update={"heldout": heldout}))
+        check(project)
+        params = project.params
+        settings = params.model_dump(include={"seed", "model", "data", "heldout"})
+        space = params.search.model_dump(include={"train_flops", "space", "finetune"})
+        return cls(project, identity(project, CODE, "search", settings, space, project.recipe.model_dump()))
+
+    @property
+    def folder(self) -> Path:
+        """Where the journal is. It stays, so that more trials go on from it."""
+        return ROOT / "work" / "search" / self.identity
+
+    def study(self, *worker: int | str) -> "Study":
+        """The study, for a worker: no two of them draw the same."""
+        params, storage = self.project.params, open_storage(os.environ.get(VARIABLE) or None, self.folder)
+        key = (params.seed, *worker)
+        return open_study(storage, f"maskdm-{self.identity}", key, params.search.space, params.search.trials)
+
+    def arm(self, name: str, pretrain: tuple[MaskedPhase, ...], seed: int) -> Project:
+        """The project with one arm of the search's compute."""
+        params, settings = self.project.params, self.project.params.search
+        changed = single.trial_params(params, name, pretrain, settings.finetune, seed, settings.train_flops)
+        return replace(self.project, params=changed)
+
+    def confirmations(self, study: "Study") -> dict[str, Project]:
+        """The runs that confirm the result, by the key of their record: no seed of them is the search's."""
+        params, settings = self.project.params, self.project.params.search
+        arms = {
+            f"trial{trial_number(trial)}": phases_of(trial, settings.space, params.grid)
+            for trial in best_trials(study, settings.confirm)
+        }
+        arms |= {"paper": paper_phases(settings.space, params.grid, settings.finetune), "scratch": ()}
+        return {
+            f"confirm/{name}-seed{seed}": self.arm(name, phases, seed)
+            for name, phases in arms.items()
+            for seed in settings.confirm_seeds
+        }
+
+
+def main() -> None:
+    """Search, confirm, and write `records/search/` and the tables in `reports/search/`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.search")
+    parser.add_argument("--workers", type=int, help="processes; without it, one a core or GPU")
+    parser.add_argument("--join", action="store_true", help=f"only work at the study in ${VARIABLE}, on this machine")
+    arguments = parser.parse_args()
+    with exit_with_one_line():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers save what they have
+        found = Search.open()
+        workers = count_workers(arguments.workers)
+        if arguments.join:
+            if not os.environ.get(VARIABLE):
+                raise MaskDMError(f"{VARIABLE} is not set; allowed: the URL of the database that the machines share")
+            run_workers(found, workers, joined=True)
+            return
+        with exclusive(found.folder):
+            revive(found.study())
+            run_workers(found, workers, joined=False)
+            write_results(found)
+
+
+def check(project: Project) -> None:
+    """Refuse settings with which no search is fair.
+
+    Raises:
+        MaskDMError: no mask fits, a confirming seed is the search's own, or whole steps cannot meet the compute.
+    """
+    params, settings = project.params, project.params.search
+    if not feasible_masks(settings.space, params.grid):
+        raise MaskDMError(f"search.space: none of its masks fits the {params.grid[0]}x{params.grid[1]} token grid")
+    if params.seed in settings.confirm_seeds:
+        raise MaskDMError(f"search.confirm_seeds: {params.seed} is the search's own seed; allowed: others")
+    step = dense_step_flops(params, project)
+    if step / 2 > BUDGET_TOLERANCE / 2 * settings.train_flops:
+        raise MaskDMError(
+            f"search.train_flops={settings.train_flops:.3g}: a step of fine-tuning is {step:.3g}, too long to meet it "
+            f"to {BUDGET_TOLERANCE / 2:.2%}; allowed: from {step / BUDGET_TOLERANCE:.3g}, or a smaller "
+            "search.finetune.batch_size"
+        )
+
+
+def dense_step_flops(params: Params, project: Project) -> float:
+    """Compute of one step of the trials' fine-tuning."""
+    settings = params.search
+    # A budget that whole steps surely meet: only the step is looked at.
+    scratch = single.trial_params(params, "scratch", (), settings.finetune, params.seed, 1e6 * settings.train_flops)
+    return plan_finetune(scratch, project.recipe, "scratch").step_flops
+
+
+# --- workers ------------------------------------------------------------------------------------------------
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def count_workers(asked: int | None) -> int:
+    """How many processes to start here.
+
+    Raises:
+        MaskDMError: it is not a positive number.
+    """
+    if asked is not None and asked < 1:
+        raise MaskDMError(f"--workers {asked}; allowed: a whole number from 1")
+    return asked or torch.cuda.device_count() or count_cores()
+
+
+def run_workers(found: Search, workers: int, joined: bool) -> None:
+    """Start the processes and wait until all work is done; as soon as one fails, end the others.
+
+    Raises:
+        MaskDMError: a worker was killed, so that it could not say why.
+    """
+    threads, gpus = max(1, count_cores() // workers), visible_gpus() if torch.cuda.is_available() else []
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the workers: one bar for all
+    context = get_context("spawn")
+    processes = [
+        context.Process(target=work, args=(index, workers, threads, gpus[index % len(gpus)] if gpus else None, joined))
+        for index in range(workers)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        wait_for(found, list(processes))
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        for process in processes:
+            process.join()
+    for index, process in enumerate(processes):
+        if (status := process.exitcode) and status < 0:
+            raise MaskDMError(
+                f"worker {index} was ended by {signal.Signals(-status).name}; the same command goes on from here"
+            )
+        if status:
+            raise SystemExit(status)  # it has said why
+
+
+def wait_for(found: Search, processes: list[BaseProcess]) -> None:
+    """Show how far the search is until all processes have ended well, or one has not."""
+    settings, study = found.project.params.search, found.study()
+    with tqdm(desc="search", total=settings.trials, unit="trial", mininterval=bar_interval()) as bar:
+        while running := [process for process in processes if process.exitcode is None]:
+            connection.wait([process.sentinel for process in running], POLL_SECONDS)
+            bar.update(len(finished_trials(study)) - bar.n)
+            if any(process.exitcode for process in processes):
+                return
+
+
+def work(index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
+    """A worker: trials until there are enough, then its share of the runs that confirm."""
+    os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    with exit_with_one_line():
+        found = Search.open()
+        study = found.study(index, f"{socket.gethostname()} {os.getpid()}" if joined else "")
+        run_trials(study, found.project.params.search.trials, lambda trial: train_trial(found, trial))
+        if not joined:
+            for key, project in list(found.confirmations(study).items())[index::workers]:
+                if recorded(project, key, judged=True) is None:
+                    single.run_trial(project, "search", key, judged=True)
+
+
+def end_with_parent() -> None:
+    """Die at once when the main process does: the next one must find nobody at work."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_trial(found: Search, trial: "Trial") -> float:
+    """Train a trial, or go on with one, and return its held-out loss."""
+    settings, total = found.project.params.search, found.project.params.search.train_flops
+    pretrain = suggest(trial, settings.space, found.project.params.grid)
+    project = found.arm("trial", pretrain, found.project.params.seed)
+    key = f"trials/{trial_number(trial):04d}"
+    told: set[float] = set()
+
+    def watch(row: Row) -> None:
+        share = int(POINTS * row["train_flops"] / total + 0.05) / POINTS  # phases end between points, arms about at 1
+        if share not in told:
+            told.add(share)
+            report(trial, share, row["heldout_loss"])
+
+    known = recorded(project, key, judged=False)  # of a worker that was killed before it could tell the study
+    if known:
+        for row in known.history:
+            watch(row)
+        return float(known.summary["heldout_loss"])
+    extra = {f"search.{name}": value for name, value in trial.params.items()}
+    return float(single.run_trial(project, "search", key, False, watch, extra).record.summary["heldout_loss"])
+
+
+def recorded(project: Project, key: str, judged: bool) -> Record | None:
+    """The record of a trial, if there is one of just these settings, data and code."""
+    if not record_path(ROOT, "search", key).is_file():
+        return None
+    wanted = single.trial_identity(project, judged)
+    records = (record for record, _ in read_records(ROOT, ("search",)))
+    return next((record for record in records if record.key == key and record.identity == wanted), None)
+
+
+# --- results ------------------------------------------------------------------------------------------------
+
+
+def write_results(found: Search) -> None:
+    """The tables, the best configuration, and the records of this study alone."""
+    params, study = found.project.params, found.study()
+    space = params.search.space
+    trials = trials_frame(study, space, params.grid)
+    for name, frame in (
+        ("trials", trials),
+        ("curves", curves_frame(study)),
+        ("importance", importance_frame(study)),
+    ):
+        write_text(REPORTS / f"{name}.csv", frame)
+    (best,) = best_trials(study, 1)
+    write_best(params, phases_of(best, space, params.grid))
+    keys = {f"trials/{number:04d}" for number in trials["trial"]} | set(found.confirmations(study))
+    for record, _ in read_records(ROOT, ("search",)):
+        if record.key not in keys:
+            path = record_path(ROOT, "search", record.key)
+            path.unlink()
+            path.with_name(f"{path.stem}.machine.json").unlink(missing_ok=True)
+
+
+def write_text(path: Path, frame: pd.DataFrame) -> None:
+    """A table as CSV, all of it or nothing."""
+    text = frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_best(params: Params, phases: tuple[MaskedPhase, ...]) -> None:
+    """`best.yaml`: the best pre-training as an arm, in the form of `params.yaml`."""
+    arm: dict[str, Any] = {
+        "pretrain": {BEST: [phase.model_dump(exclude_defaults=True) for phase in phases]},
+        "arms": {BEST: {"pretrain": BEST, "finetune": params.search.finetune.model_dump(exclude_defaults=True)}},
+    }
+    write_atomically(REPORTS / "best.yaml", lambda file: YAML(typ="safe").dump(arm, file))
+
+
+if __name__ == "__main__":
+    main()
