@@ -49,6 +49,7 @@ from maskdm.search import (
     trials_frame,
 )
 from maskdm.training import Row
+from pipeline import evaluate
 from pipeline import trial as single
 from pipeline.common import Project, exclusive, identity
 from pipeline.paths import ROOT
@@ -136,6 +137,8 @@ def main() -> None:
             run_workers(found, workers, joined=True)
             return
         with exclusive(found.folder):
+            scratch = found.arm("scratch", (), found.project.params.seed)
+            evaluate.Judge.open(scratch, "scratch", found.folder)  # what confirming needs should fail now, not then
             revive(found.study())
             run_workers(found, workers, joined=False)
             write_results(found)
@@ -224,7 +227,8 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
 def wait_for(found: Search, processes: list[BaseProcess]) -> None:
     """Show how far the search is until all processes have ended well, or one has not."""
     settings, study = found.project.params.search, found.study()
-    with tqdm(desc="search", total=settings.trials, unit="trial", mininterval=bar_interval()) as bar:
+    done = len(finished_trials(study))
+    with tqdm(desc="search", total=settings.trials, initial=done, unit="trial", mininterval=bar_interval()) as bar:
         while running := [process for process in processes if process.exitcode is None]:
             connection.wait([process.sentinel for process in running], POLL_SECONDS)
             bar.update(len(finished_trials(study)) - bar.n)

@@ -1,26 +1,29 @@
 """The search: what it may propose, and that neither kills nor several workers change how much of it is done."""
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial, Trial, TrialState
 
-from maskdm.compute import plan_finetune
+from maskdm.compute import plan_finetune, plan_pretrain
 from maskdm.config import BUDGET_TOLERANCE, Params, SearchSpace, load_params, load_recipe, read_yaml
-from maskdm.errors import MaskDMError, StoppedEarly
+from maskdm.errors import MaskDMError
 from maskdm.records import read_records
 from maskdm.search import (
     best_trials,
@@ -32,7 +35,6 @@ from maskdm.search import (
     open_storage,
     open_study,
     paper_phases,
-    phases_of,
     report,
     revive,
     run_trials,
@@ -43,6 +45,7 @@ from maskdm.search import (
 from pipeline.trial import trial_params
 from tests.conftest import PARAMS
 from tests.imports import PROJECT
+from tests.kills import tracked
 from tests.toy import ENVIRONMENT, write_params
 from tests.workspace import make_workspace
 
@@ -57,8 +60,8 @@ PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))
 @settings(deadline=None)
 @given(side=st.integers(1, 16), seed=st.integers(0, 2**31))
 def test_only_masks_that_fit_the_grid_are_proposed(side: int, seed: int) -> None:
-    every = {"ratios": [0.01, 0.25, 0.5, 0.9, 0.99], "blocks": [1, 2, 3, 4, 8, 16], "crops": [1, 2, 3, 5, 8, 16, 17]}
-    space = SPACE.model_copy(update={name: tuple(values) for name, values in every.items()})
+    every = {"ratios": (0.01, 0.25, 0.5, 0.9, 0.99), "blocks": (1, 2, 3, 4, 8, 16), "crops": (1, 2, 3, 5, 8, 16, 17)}
+    space = SPACE.model_copy(update=every)
     grid = (side, side)
     if not feasible_masks(space, grid):
         assert side == 1
@@ -142,7 +145,7 @@ def test_the_same_key_draws_the_same_trials(tmp_path: Path) -> None:
         study = a_study(tmp_path / name, trials=6)
         run_trials(study, 6, loss_of)
         drawn.append(trials_frame(study, SPACE, GRID))
-    pd.testing.assert_frame_equal(*drawn)
+    pd.testing.assert_frame_equal(drawn[0], drawn[1])
     study = a_study(tmp_path / "three", worker=1, trials=6)
     run_trials(study, 6, loss_of)
     assert not trials_frame(study, SPACE, GRID)["lr"].equals(drawn[0]["lr"])
@@ -221,3 +224,221 @@ def assert_shared(url: str | None, folder: Path, count: int) -> None:
 
 def test_two_workers_share_a_journal(tmp_path: Path) -> None:
     assert_shared(None, tmp_path, 12)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------------
+
+SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))  # where Debian keeps them
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of an empty database, of a server that this test starts and stops."""
+    if not SERVERS:
+        pytest.skip("no PostgreSQL server: /usr/lib/postgresql/*/bin/pg_ctl is missing (Debian: postgresql)")
+    programs = SERVERS[-1].parent
+    as_root = os.geteuid() == 0  # which PostgreSQL refuses to run as
+    if as_root and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
+        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    folder = Path(tempfile.mkdtemp(prefix="maskdm-postgres-"))  # a path short enough for a socket
+    if as_root:
+        shutil.chown(folder, "postgres")
+
+    def server(program: str, *arguments: str) -> None:
+        user = ["runuser", "-u", "postgres", "--"] if as_root else []
+        command = [*user, str(programs / program), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+    try:
+        server("initdb", "--auth=trust", "--username=maskdm", "--no-sync")
+        # No port: a socket in the folder.
+        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+        server("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", options)
+        try:
+            yield f"postgresql+psycopg://maskdm@/postgres?host={folder}"
+        finally:
+            server("pg_ctl", "stop", "-m", "immediate")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_two_workers_share_a_database(database: str, tmp_path: Path) -> None:
+    assert_shared(database, tmp_path, 12)
+
+
+def test_a_database_goes_on_with_trials_of_workers_that_fell_silent(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskdm.search.HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr("maskdm.search.GRACE_SECONDS", 2)
+    study = open_study(open_storage(database, tmp_path), "toy", (0,), SPACE, 2)
+    tried: list[float] = []
+
+    def dies(trial: Trial) -> float:
+        tried.append(loss_of(trial))
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run_trials(study, 2, dies)
+    run_trials(study, 2, lambda trial: tried.append(loss_of(trial)) or tried[-1])  # type: ignore[func-returns-value]
+    assert len(finished_trials(study)) == 2
+    assert tried.count(tried[0]) == 2
+    assert {trial_number(trial) for trial in finished_trials(study)} == {0, 1}
+
+
+def test_a_database_that_does_not_answer_is_one_line_without_the_password(tmp_path: Path) -> None:
+    with pytest.raises(MaskDMError) as caught:
+        open_storage("postgresql+psycopg://me:secret@127.0.0.1:9/none", tmp_path)
+    message = str(caught.value)
+    assert message.startswith("storage postgresql+psycopg://127.0.0.1:9/none: ")
+    assert "secret" not in message
+    assert "\n" not in message
+
+
+# --- the stage ----------------------------------------------------------------------------------------------
+
+
+def stage(folder: Path, *arguments: str, expect: int = 0, name: str = "search") -> str:
+    command = [sys.executable, "-m", f"pipeline.{name}", *arguments]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=600)
+    assert done.returncode == expect, done.stderr
+    return done.stderr
+
+
+def with_search(**changes: Any) -> dict[str, Any]:
+    return {"search": PARAMS["search"] | changes}
+
+
+def records_of(folder: Path) -> dict[str, bytes]:
+    paths = (folder / "records" / "search").rglob("*.json")
+    return {str(path.relative_to(folder / "records" / "search")): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    make_workspace(folder, "smoke")
+    write_params(folder)
+    for name in ("prepare", "reference"):
+        stage(folder, name=name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(prepared: Path) -> Path:
+    """A project whose search was killed after its first trial, and then ran to its end."""
+    command = [sys.executable, "-m", "pipeline.search", "--workers", "2"]
+    main = subprocess.Popen(command, cwd=prepared, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not any((prepared / "records").glob("search/trials/*.machine.json")):
+        assert main.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = psutil.Process(main.pid).children(recursive=True)
+    main.send_signal(signal.SIGKILL)
+    main.wait()
+    assert not psutil.wait_procs(workers, timeout=30)[1], "workers end with their main process"
+    stage(prepared, "--workers", "2")
+    return prepared
+
+
+def test_a_killed_search_goes_on_and_ends_with_as_many_trials(searched: Path) -> None:
+    trials = pd.read_csv(searched / "reports" / "search" / "trials.csv")
+    assert len(trials) == PARAMS["search"]["trials"]
+    assert trials["trial"].is_unique
+    keys = {path for path in records_of(searched) if not path.endswith(".machine.json")}
+    complete = trials[trials["state"] == "complete"]
+    assert {f"trials/{number:04d}.json" for number in complete["trial"]} <= keys
+    best = complete.sort_values("heldout_loss")["trial"].iloc[0]
+    confirmed = {f"confirm/{name}-seed101.json" for name in (f"trial{best}", "paper", "scratch")}
+    assert confirmed <= keys
+    assert len(keys) == len(complete) + len(confirmed)
+    assert not list((searched / "work" / "trials").glob("*/state"))
+
+
+def test_all_trials_spent_the_same_compute(searched: Path) -> None:
+    spent = [record.summary["train_flops"] for record, _ in read_records(searched, ("search",))]
+    assert spent == pytest.approx([PARAMS["search"]["train_flops"]] * len(spent), rel=BUDGET_TOLERANCE / 2)
+
+
+def test_every_trial_is_a_run_below_the_studys(searched: Path) -> None:
+    found = tracked(searched)
+    trials = pd.read_csv(searched / "reports" / "search" / "trials.csv")["trial"]
+    for number in trials:
+        status, parent, params = found[f"mlflow search@trials/{number:04d}: status, parent, params"]
+        assert (status, parent) == ("FINISHED", "search@trials")
+        assert "search.mask" in dict(params)
+    assert found["mlflow search@confirm/scratch-seed101: status, parent, params"][:2] == ("FINISHED", "search@confirm")
+
+
+def test_the_best_configuration_is_an_arm_of_the_pipeline(searched: Path) -> None:
+    params, best = load_params(searched / "params.yaml"), read_yaml(searched / "reports" / "search" / "best.yaml")
+    pasted = Params.model_validate(params.model_dump() | best | {"baseline": "searched"})
+    plans = plan_pretrain(pasted, load_recipe(params.recipe, PROJECT), "searched")
+    assert all(plan.mask and plan.steps for plan in plans)
+    assert pasted.arms["searched"].finetune == params.search.finetune
+
+
+def test_the_page_and_the_figures_are_made_without_the_study(searched: Path) -> None:
+    stage(searched, name="search_report")
+    reports = searched / "reports" / "search"
+    page = (reports / "search.md").read_text()
+    assert "of 1 seeds" in page
+    assert "One seed (101) an arm" in page
+    for name in ("history", "front", "importance", "parallel_coordinates"):
+        assert f"![{name}]({name}.png)" in page
+        assert (reports / f"{name}.svg").stat().st_size > 1000
+    assert list(pd.read_csv(reports / "confirmation.csv")["arm"])[1:] == ["paper", "scratch"]
+
+
+def test_a_search_that_is_done_does_nothing_and_takes_more_trials(searched: Path) -> None:
+    before = records_of(searched)
+    stage(searched, "--workers", "1")
+    assert records_of(searched) == before
+    write_params(searched, **with_search(trials=4))
+    stage(searched, "--workers", "1")
+    trials = pd.read_csv(searched / "reports" / "search" / "trials.csv")
+    assert len(trials) == 4
+    kept = {path: content for path, content in before.items() if path.startswith("trials/")}
+    assert kept.items() <= records_of(searched).items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"trails": 3}, "params.yaml: search.trails is not a known key; did you mean trials?"),
+        ({"confirm_seeds": [0]}, "search.confirm_seeds: 0 is the search's own seed; allowed: others"),
+        ({"train_flops": 1e9}, "search.train_flops=1e+09: a step of fine-tuning is 1.3e+07, too long"),
+        (
+            {"space": PARAMS["search"]["space"] | {"strategies": ["crop"], "crops": [4]}},
+            "search.space: none of its masks fits the 4x4 token grid",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(prepared: Path, tmp_path: Path, changes: Any, says: str) -> None:
+    make_workspace(tmp_path, "smoke")
+    (tmp_path / "data").symlink_to(prepared / "data")
+    write_params(tmp_path, **with_search(**changes))
+    said = stage(tmp_path, expect=2).strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: {says}")
+
+
+def test_a_missing_reference_is_found_before_anything_is_trained(prepared: Path, tmp_path: Path) -> None:
+    make_workspace(tmp_path, "smoke")
+    write_params(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepared").symlink_to(prepared / "data" / "prepared")
+    assert stage(tmp_path, expect=2).startswith("error: data/reference")
+    assert not list((tmp_path / "work").rglob("journal.log"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--workers", "0"), "error: --workers 0; allowed: a whole number from 1"),
+        (("--join",), "error: MASKDM_SEARCH_STORAGE is not set"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(prepared: Path, arguments: tuple[str, ...], says: str) -> None:
+    assert stage(prepared, *arguments, expect=2).startswith(says)

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from maskdm.config import MaskedPhase, PatchMask, Phase
-from maskdm.errors import MaskDMError
+from maskdm.errors import MaskDMError, StoppedEarly
 from maskdm.processes import ALONE
 from maskdm.records import read_records
 from maskdm.training import Row
@@ -80,3 +81,18 @@ def test_who_watches_may_end_a_trial_and_nothing_is_recorded(project: Project) -
     with pytest.raises(MaskDMError, match="enough at"):
         run_trial(of(project, "ended", MASKED), "search", "toy/0", judged=False, watch=end)
     assert not list(Path("records").glob("search/**/*.json"))
+
+
+def test_a_trial_that_is_stopped_early_is_a_finished_run_and_leaves_nothing_behind(project: Project) -> None:
+    def stop(row: Row) -> None:
+        raise StoppedEarly("enough")
+
+    with pytest.raises(StoppedEarly):
+        run_trial(of(project, "stopped", MASKED), "search", "toy/1", judged=False, watch=stop)
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
+    experiment = client.get_experiment_by_name("maskdm")
+    assert experiment
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'search@toy/1'")
+    assert (run.info.status, run.data.tags["maskdm.stopped_early"]) == ("FINISHED", "enough")
+    trial = trial_identity(of(project, "stopped", MASKED), judged=False)
+    assert not (Path("work") / "trials" / trial).exists()
