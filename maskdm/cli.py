@@ -21,6 +21,9 @@ def main() -> None:
     plan.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
     profile = commands.add_parser("profile", help="make a profile the one that `dvc repro` runs")
     profile.add_argument("profile", help="a name in profiles/")
+    search = commands.add_parser("search", help="the stage `search` with as many workers as you say")
+    search.add_argument("--workers", type=int, help="processes; without it, one a core or GPU")
+    search.add_argument("--join", action="store_true", help="only work at the study that another machine has begun")
     commands.add_parser("sync", help="rebuild MLflow's store from records/ (after a clone or a DVC cache hit)")
     commands.add_parser("ui", help="MLflow's UI on the project's runs")
     arguments = parser.parse_args()
@@ -30,6 +33,8 @@ def main() -> None:
                 print_plan(arguments.profile)
             case "profile":
                 select_profile(arguments.profile)
+            case "search":
+                run_search(arguments.workers, arguments.join)
             case "sync":
                 sync()
             case "ui":
@@ -74,6 +79,13 @@ def profile_path(name: str) -> Path:
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise MaskDMError(f"profile {name}: there is no {path}; allowed: {known}")
     return path
+
+
+def run_search(workers: int | None, join: bool) -> None:
+    """Replace this process by the search; `dvc commit -f search` then tells DVC of it."""
+    count = [] if workers is None else ["--workers", str(workers)]
+    command = [sys.executable, "-m", "pipeline.search", *count, *(["--join"] if join else [])]
+    os.execv(command[0], command)
 
 
 def sync() -> None:

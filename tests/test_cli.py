@@ -62,3 +62,14 @@ def test_the_plan_names_every_phase_and_trains_nothing(
     assert [line[0] for line in totals] == ["scratch", "patch75", "staged", "crop2"]
     assert all(float(line[3]) == pytest.approx(1e11, rel=0.005) for line in totals)
     assert {p.name for p in project.iterdir()} == {"profiles"}
+
+
+def test_the_search_is_run_with_as_many_workers_as_asked_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, command: commands.append(command))
+    run(monkeypatch, "search", "--workers", "3")
+    run(monkeypatch, "search", "--join")
+    assert [command[2:] for command in commands] == [
+        ["pipeline.search", "--workers", "3"],
+        ["pipeline.search", "--join"],
+    ]
