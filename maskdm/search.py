@@ -15,9 +15,10 @@ from typing import Any
 
 import optuna
 import pandas as pd
+from filelock import FileLock
 from optuna.importance import get_param_importances
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 
 from maskdm.analysis import mask_name
@@ -32,6 +33,24 @@ WHOLE = 1000  # the step of a trial's end: steps are permille of its compute
 WAIT_SECONDS = 1.0
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 60  # a database's: when a worker that is silent counts as dead
 NUMBER = "number"  # attribute of a trial that goes on with one whose worker died: that one's number
+
+
+class _KernelLock(JournalFileOpenLock):
+    """Who is killed holds it no longer. Optuna's own locks are files, which a killed worker leaves behind for others to
+    wait for, without end where the journal's path is relative.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        """Wait for it."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._lock.release()
 
 
 class _SurplusError(Exception):
@@ -138,7 +157,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
     if url is None:
         folder.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), _KernelLock(folder / "journal.lock")))
     try:
         return RDBStorage(
             url,

@@ -49,7 +49,7 @@ def history(trials: pd.DataFrame, train_flops: float) -> Figure:
     single.plot(
         order[~complete], trials.loc[~complete, "heldout_loss"], "x", color=PRUNED, markersize=5, label="pruned"
     )
-    best = trials["heldout_loss"].where(complete).cummin()
+    best = trials["heldout_loss"].where(complete).cummin().ffill()
     single.step(order, best, where="post", color=BASELINE, linewidth=1.2, label="best so far")
     single.set(xlabel="trial, as they ended", ylabel="held-out denoising loss", yscale="log")
     single.set_title("Optimisation history")
@@ -108,7 +108,7 @@ def importance(importances: pd.DataFrame) -> Figure:
 
 
 def parallel_coordinates(trials: pd.DataFrame) -> Figure:
-    """A line a trial through all that was chosen, coloured by its loss; pruned trials are grey.
+    """A line a trial through all that was chosen, coloured by its loss; pruned trials are grey, their losses cut off.
 
     Args:
         trials: what `search.trials_frame` returns.
@@ -117,6 +117,7 @@ def parallel_coordinates(trials: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     complete = trials[trials["state"] == "complete"]
     low, high = complete["heldout_loss"].min(), complete["heldout_loss"].max()
+    trials = trials.assign(heldout_loss=trials["heldout_loss"].clip(upper=high))  # of pruned ones: off the scale
     norm = LogNorm(low, high if high > low else 1.01 * low)
     colors = ScalarMappable(norm, sns.color_palette("viridis", as_cmap=True))
     heights = pd.DataFrame({name: _coordinate(axes, trials, name, x) for x, name in enumerate(COORDINATES)})

@@ -271,7 +271,7 @@ def train_trial(found: Search, trial: "Trial") -> float:
 
     def watch(row: Row) -> None:
         share = int(POINTS * row["train_flops"] / total + 0.05) / POINTS  # phases end between points, arms about at 1
-        if share not in told:
+        if share and share not in told:
             told.add(share)
             report(trial, share, row["heldout_loss"])
 
