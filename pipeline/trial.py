@@ -105,24 +105,27 @@ def run_trial(
         params |= flat(project.params.model_dump(include={"sampling", "evaluation"}))
     record = project.record(stage, key, arm, trial_identity(project, judged), params)
     folder = ROOT / "work" / "trials" / record.identity / "state"
-    with discarded(folder.parent), exclusive(folder), tracking.live_run(ROOT, record) as run:
-        start = initial_network(project.params, project.data.info["num_classes"]).to(project.device)
-        trained = training.train_phases(project, plans, start, folder, run.log_history, watch)
-        memory = peak_memory_bytes(project.device)  # before judging, which takes more than small networks do
-        history, seconds = trained.history, trained.seconds
-        summary = {name: history[-1][name] for name in SUMMARY}
-        if judged:
-            rows = judge(project, arm, trained, folder)
-            flops = [row["train_flops"] for row in history]
-            seconds = [*seconds, *(float(np.interp(row["train_flops"], flops, seconds)) for row in rows)]
-            history = [*history, *rows]
-            summary |= {name: rows[-1][name] for name in (distance_metric(rows[-1]), "kid", "precision", "recall")}
-        images = sum(plan.steps * plan.batch_size for plan in plans)
-        machine = replace(project.machine(started_at, trained.seconds[-1], images, seconds), peak_memory_bytes=memory)
-        run.log_history(history)
-        run.log_machine(machine)
-        result = Result(replace(record, summary=summary, history=history), machine)
-        write_record(ROOT, result.record, machine)
+    with discarded(folder.parent), exclusive(folder):
+        with tracking.live_run(ROOT, record) as run:
+            start = initial_network(project.params, project.data.info["num_classes"]).to(project.device)
+            trained = training.train_phases(project, plans, start, folder, run.log_history, watch)
+            memory = peak_memory_bytes(project.device)  # before judging, which takes more than small networks do
+            history, seconds = trained.history, trained.seconds
+            summary = {name: history[-1][name] for name in SUMMARY}
+            if judged:
+                rows = judge(project, arm, trained, folder)
+                flops = [row["train_flops"] for row in history]
+                seconds = [*seconds, *(float(np.interp(row["train_flops"], flops, seconds)) for row in rows)]
+                history = [*history, *rows]
+                summary |= {name: rows[-1][name] for name in (distance_metric(rows[-1]), "kid", "precision", "recall")}
+            images = sum(plan.steps * plan.batch_size for plan in plans)
+            machine = replace(
+                project.machine(started_at, trained.seconds[-1], images, seconds), peak_memory_bytes=memory
+            )
+            run.log_history(history)
+            run.log_machine(machine)
+            result = Result(replace(record, summary=summary, history=history), machine)
+        write_record(ROOT, result.record, machine)  # last: who finds it takes the trial for done
     return result
 
 

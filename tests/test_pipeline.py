@@ -171,7 +171,7 @@ def weights(folder: Path) -> bytes:
 def start_training(folder: Path) -> "subprocess.Popen[str]":
     """The stage pretrain@staged, under way and with a checkpoint saved; checkpoints are taken at every step."""
     code = (
-        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0, t.ALONE)\n"
+        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0, t.ALONE, print)\n"
         "import sys; sys.argv = ['pretrain', 'staged']\n"
         "from pipeline.pretrain import main; main()"
     )
@@ -224,7 +224,7 @@ def test_an_unreachable_tracking_server_does_not_stop_training(prepared: Path) -
     [
         (("pretrain", "stagged"), "error: stagged: allowed: one of none, staged"),
         (("finetune", "staged"), "error: runs/pretrain/staged/weights: no such folder"),
-        (("evaluate", "scratch"), "error: data/reference"),
+        (("evaluate", "scratch"), "error: runs/finetune/scratch/snapshots/0500: no such folder"),
         (("report",), "error: records/"),
     ],
 )
