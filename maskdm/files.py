@@ -36,6 +36,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise MaskDMError(f"{path}: cannot write it: {reason(error)}") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write all of a text, as UTF-8, or nothing.
+
+    Raises:
+        MaskDMError: the file cannot be written.
+    """
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def reason(error: BaseException) -> str:
     """The cause on one line: the OS's own words ("No space left on device") where a library has wrapped them."""
     cause: BaseException | None = error

@@ -15,7 +15,7 @@ from maskdm.analysis import arms_table, distances, heldout_losses, mask_name
 from maskdm.config import Params, effective_mask_ratio, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import reason, write_atomically
+from maskdm.files import reason, write_text
 from maskdm.records import read_records
 from maskdm.report import CAPTIONS, markdown
 from maskdm.units import percent
@@ -103,11 +103,6 @@ def draw_masks(params: Params, data: PreparedData) -> dict[str, Figure]:
         return {}
     images = data.train[:MASKED_IMAGES]
     return {"masks": figures.masks(images, {title: mask[: len(images)] for title, mask in kept.items()})}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write all of it or nothing."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from ruamel.yaml import YAML
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from maskdm.compute import plan_finetune
 from maskdm.config import BUDGET_TOLERANCE, MaskedPhase, Params
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import write_atomically
+from maskdm.files import write_atomically, write_text
 from maskdm.processes import ALONE
 from maskdm.progress import bar_interval
 from maskdm.records import Record, count_cores, read_records, record_path
@@ -306,7 +305,7 @@ def write_results(found: Search) -> None:
         ("curves", curves_frame(study)),
         ("importance", importance_frame(study)),
     ):
-        write_text(REPORTS / f"{name}.csv", frame)
+        write_text(REPORTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
     (best,) = best_trials(study, 1)
     write_best(params, phases_of(best, space, params.grid))
     keys = {f"trials/{number:04d}" for number in trials["trial"]} | set(found.confirmations(study))
@@ -315,12 +314,6 @@ def write_results(found: Search) -> None:
             path = record_path(ROOT, "search", record.key)
             path.unlink()
             path.with_name(f"{path.stem}.machine.json").unlink(missing_ok=True)
-
-
-def write_text(path: Path, frame: pd.DataFrame) -> None:
-    """A table as CSV, all of it or nothing."""
-    text = frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_best(params: Params, phases: tuple[MaskedPhase, ...]) -> None:

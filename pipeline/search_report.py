@@ -1,14 +1,12 @@
 """DVC stage `search_report`: what the search came to, as figures and a page, from its tables and records."""
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.figure import Figure
 
 from maskdm import figures, search_figures
 from maskdm.config import Params, load_params
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import reason, write_atomically
+from maskdm.files import reason, write_text
 from maskdm.records import read_records
 from maskdm.search_report import confirmation, markdown
 from pipeline.paths import ROOT
@@ -58,11 +56,6 @@ def read_table(name: str) -> pd.DataFrame:
         raise MaskDMError(f"{path}: no such file; `dvc repro search` writes it") from None
     except (OSError, ValueError) as error:
         raise MaskDMError(f"{path}: cannot read it: {reason(error)}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write all of it or nothing."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """DVC stage `report` of the study: `reports/study.md`, its tables and figures, of the parts that were run."""
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -9,7 +7,7 @@ from maskdm import figures, study_figures, study_report
 from maskdm.analysis import Records, distance_metric
 from maskdm.config import load_block
 from maskdm.errors import exit_with_one_line
-from maskdm.files import write_atomically
+from maskdm.files import write_text
 from maskdm.records import read_records
 from maskdm.study import Part, Parts
 from maskdm.study_analysis import curves, summary, trials
@@ -65,11 +63,6 @@ def write_throughput(table: pd.DataFrame) -> str:
     with figures.style():
         figures.save(study_figures.throughput(table), FOLDER / "throughput")
     return study_report.throughput_section(table)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write all of it or nothing."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":
