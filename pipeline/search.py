@@ -12,9 +12,8 @@ import argparse
 import os
 import signal
 import socket
-import threading
 from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,7 @@ from pipeline import evaluate
 from pipeline import trial as single
 from pipeline.common import Project, exclusive, identity
 from pipeline.paths import ROOT
+from pipeline.workers import default_workers, end_with_parent, visible_gpus
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -174,12 +174,6 @@ def dense_step_flops(params: Params, project: Project) -> float:
 # --- workers ------------------------------------------------------------------------------------------------
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-
-
 def count_workers(asked: int | None) -> int:
     """How many processes to start here.
 
@@ -188,7 +182,7 @@ def count_workers(asked: int | None) -> int:
     """
     if asked is not None and asked < 1:
         raise MaskDMError(f"--workers {asked}; allowed: a whole number from 1")
-    return asked or torch.cuda.device_count() or count_cores()
+    return asked or default_workers()
 
 
 def run_workers(found: Search, workers: int, joined: bool) -> None:
@@ -197,7 +191,7 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     Raises:
         MaskDMError: a worker was killed, so that it could not say why.
     """
-    threads, gpus = max(1, count_cores() // workers), visible_gpus() if torch.cuda.is_available() else []
+    threads, gpus = max(1, count_cores() // workers), visible_gpus()
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the workers: one bar for all
     context = get_context("spawn")
     processes = [
@@ -238,7 +232,7 @@ def wait_for(found: Search, processes: list[BaseProcess]) -> None:
 def work(index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
     """A worker: trials until there are enough, then its share of the runs that confirm."""
     os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -250,14 +244,6 @@ def work(index: int, workers: int, threads: int, gpu: str | None, joined: bool) 
             for key, project in list(found.confirmations(study).items())[index::workers]:
                 if recorded(project, key, judged=True) is None:
                     single.run_trial(project, "search", key, judged=True)
-
-
-def end_with_parent() -> None:
-    """Die at once when the main process does: the next one must find nobody at work."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_trial(found: Search, trial: "Trial") -> float:

@@ -24,6 +24,14 @@ def default_workers() -> int:
     return torch.cuda.device_count() or count_cores()
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
 def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: str) -> Iterator[R]:
     """What `function(task)` returns for every task, as they end, `workers` at a time.
 
@@ -32,7 +40,7 @@ def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: 
     Raises:
         MaskDMError: a process was killed, so that it could not say why.
     """
-    context, gpus = get_context("spawn"), torch.cuda.device_count()
+    context, gpus = get_context("spawn"), visible_gpus()
     waiting, running = list(enumerate(tasks)), dict[Any, Any]()  # a task's pipe -> its process
     with (
         _environment(TQDM_DISABLE="1", OMP_NUM_THREADS=str(max(1, count_cores() // workers))),
@@ -43,7 +51,9 @@ def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: 
                 while waiting and len(running) < workers:
                     index, task = waiting.pop(0)
                     here, there = context.Pipe(duplex=False)
-                    process = context.Process(target=_run, args=(there, function, task, index % gpus if gpus else None))
+                    process = context.Process(
+                        target=_run, args=(there, function, task, gpus[index % len(gpus)] if gpus else None)
+                    )
                     process.start()
                     there.close()  # the child's alone: when it dies, ours ends
                     running[here] = process
@@ -70,10 +80,10 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: int | None) -> None:
+def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: str | None) -> None:
     end_with_parent()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         pipe.send((function(task), None))
     except BaseException as error:
