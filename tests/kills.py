@@ -31,7 +31,7 @@ import torch
 
 from maskdm.tracking import ENVIRONMENT as MLFLOW_SETTINGS
 from tests.toy import ENVIRONMENT, write_params
-from tests.workspace import make_workspace
+from tests.workspace import PROJECT, make_workspace
 
 # Long enough for several checkpoints a phase, and for sampling and evaluation to be hit.
 SETTINGS: dict[str, Any] = {
@@ -93,10 +93,12 @@ class Point:
 
 
 class Repro:
-    """`dvc repro` in a process group of its own, watched through its output."""
+    """`dvc repro`, as `make repro` runs it, in a process group of its own, watched through its output."""
 
     def __init__(self, folder: Path, target: str | None = None) -> None:
         self.folder, self.output = folder, ""
+        # As `make repro` does: a kill can tear DVC's own lock file.
+        subprocess.run(["make", "--silent", "-f", PROJECT / "Makefile", "unlock"], cwd=folder, check=True)
         self._started = time.monotonic()
         self._process = subprocess.Popen(
             ["dvc", "repro", *([target] if target else [])],

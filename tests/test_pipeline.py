@@ -114,6 +114,16 @@ def test_a_repro_that_is_killed_again_and_again_ends_as_one_that_is_not(first_ru
     assert differences(facts(tmp_path, "staged"), first_run.facts) == []
 
 
+def test_a_lock_file_of_dvc_is_removed_if_it_is_torn_and_only_then(tmp_path: Path) -> None:
+    lock = tmp_path / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir(parents=True)
+    for content, kept in ((None, False), ("", False), ('{"read": {', False), ('{"read": {}}', True)):
+        if content is not None:
+            lock.write_text(content)
+        subprocess.run(["make", "--silent", "-f", PROJECT / "Makefile", "unlock"], cwd=tmp_path, check=True)
+        assert lock.exists() == kept
+
+
 def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:
     report = (project / "reports" / "report.md").read_text()
     assert "## Answer" in report
