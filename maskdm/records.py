@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -94,6 +95,14 @@ def read_records(root: Path, stages: tuple[Stage, ...] = get_args(Stage)) -> lis
     paths = [path for stage in stages for path in sorted((root / "records" / stage).rglob("*.json"))]
     records = [(path, _read(path, Record)) for path in paths if not path.match("*.machine.json")]
     return [(record, _matching_machine(path, record)) for path, record in records]
+
+
+def remove_records(root: Path, stage: Stage, keep: Collection[str], under: str = "") -> None:
+    """Delete the records of a stage, of those whose key begins with the folder `under`, except the keys `keep`."""
+    folder = root / "records" / stage
+    for path in sorted((folder / under).rglob("*.json")):
+        if str(path.relative_to(folder)).removesuffix(".json").removesuffix(".machine") not in keep:
+            path.unlink()
 
 
 def _matching_machine(path: Path, record: Record) -> Machine | None:

@@ -6,6 +6,8 @@ ROOT = Path()  # stages run in the project's root, as DVC does
 RAW = ROOT / "data" / "raw"
 PREPARED = ROOT / "data" / "prepared"
 REFERENCE = ROOT / "data" / "reference"
+STUDY = ROOT / "study" / "params.yaml"
+STUDY_REPORTS = ROOT / "reports" / "study"
 
 
 def work_folder(stage: str, key: str, identity: str) -> Path:

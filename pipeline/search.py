@@ -28,7 +28,7 @@ from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.files import write_atomically, write_text
 from maskdm.processes import ALONE
 from maskdm.progress import bar_interval
-from maskdm.records import Record, count_cores, read_records, record_path
+from maskdm.records import Record, count_cores, read_records, record_path, remove_records
 from maskdm.search import (
     best_trials,
     curves_frame,
@@ -295,11 +295,7 @@ def write_results(found: Search) -> None:
     (best,) = best_trials(study, 1)
     write_best(params, phases_of(best, space, params.grid))
     keys = {f"trials/{number:04d}" for number in trials["trial"]} | set(found.confirmations(study))
-    for record, _ in read_records(ROOT, ("search",)):
-        if record.key not in keys:
-            path = record_path(ROOT, "search", record.key)
-            path.unlink()
-            path.with_name(f"{path.stem}.machine.json").unlink(missing_ok=True)
+    remove_records(ROOT, "search", keys)
 
 
 def write_best(params: Params, phases: tuple[MaskedPhase, ...]) -> None:

@@ -7,19 +7,16 @@ A trial that is recorded, in this part or in another one, is not trained again; 
 
 import argparse
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from maskdm.config import load_block
 from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.processes import ALONE
-from maskdm.records import Machine, Record, read_records, record_path, write_record
+from maskdm.records import Machine, Record, read_records, remove_records, write_record
 from maskdm.study import Part, Parts
 from pipeline.common import Project
-from pipeline.paths import ROOT
+from pipeline.paths import ROOT, STUDY
 from pipeline.trial import run_trial, trial_identity, trial_params
 from pipeline.workers import default_workers, run_all
-
-SETTINGS = ROOT / "study" / "params.yaml"
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def main() -> None:
     with exit_with_one_line():
         if chosen.workers < 1:
             raise MaskDMError(f"--workers={chosen.workers}; allowed: a whole number from 1")
-        parts = load_block(Parts, "parts", SETTINGS).root
+        parts = load_block(Parts, "parts", STUDY).root
         if chosen.part not in parts:
             raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(parts)}")
         settings = parts[chosen.part]
@@ -62,7 +59,7 @@ def main() -> None:
         missing = keep_known(Project.open(ALONE), tasks)
         for _ in run_all(run, missing, chosen.workers, unit="trial"):
             pass
-        remove_others(chosen.part, tasks)
+        remove_records(ROOT, "study", {task.key for task in tasks}, under=chosen.part)  # of arms that it had
 
 
 def keep_known(project: Project, tasks: list[Task]) -> list[Task]:
@@ -86,19 +83,6 @@ def keep_known(project: Project, tasks: list[Task]) -> list[Task]:
 def run(task: Task) -> None:
     """Train and judge one trial, in a process of its own."""
     run_trial(task.project(Project.open(ALONE)), "study", task.key, judged=True)
-
-
-def remove_others(part: str, tasks: list[Task]) -> None:
-    """Delete records of arms and seeds that the part no longer has."""
-    wanted = {record_path(ROOT, "study", task.key) for task in tasks}
-    folder = ROOT / "records" / "study" / part
-    for path in folder.glob("*.json"):
-        if not {path, _without_machine(path)} & wanted:
-            path.unlink()
-
-
-def _without_machine(path: Path) -> Path:
-    return path.with_name(path.name.replace(".machine.json", ".json"))
 
 
 if __name__ == "__main__":

@@ -11,21 +11,19 @@ from maskdm.files import write_text
 from maskdm.records import read_records
 from maskdm.study import Part, Parts
 from maskdm.study_analysis import curves, summary, trials
-from pipeline.paths import ROOT
+from pipeline.paths import ROOT, STUDY, STUDY_REPORTS
 
-SETTINGS = ROOT / "study" / "params.yaml"
 REPORT = ROOT / "reports" / "study.md"
-FOLDER = ROOT / "reports" / "study"
 
 
 def main() -> None:
     """Write the report."""
     with exit_with_one_line():
-        parts, records = load_block(Parts, "parts", SETTINGS).root, read_records(ROOT, ("study",))
+        parts, records = load_block(Parts, "parts", STUDY).root, read_records(ROOT, ("study",))
         done = {name: part for name, part in parts.items() if is_complete(name, part, records)}
         sections = [study_report.HEAD, *(write_part(name, part, records) for name, part in done.items())]
-        if (FOLDER / "throughput.csv").is_file():
-            sections.append(write_throughput(pd.read_csv(FOLDER / "throughput.csv")))
+        if (STUDY_REPORTS / "throughput.csv").is_file():
+            sections.append(write_throughput(pd.read_csv(STUDY_REPORTS / "throughput.csv")))
         sections.append(study_report.missing([name for name in parts if name not in done]))
         write_text(REPORT, "\n\n".join(filter(None, sections)) + "\n")
 
@@ -41,10 +39,12 @@ def write_part(name: str, part: Part, records: Records) -> str:
     measured, table = curves(name, part, records), trials(name, part, records)
     means = summary(table)
     for suffix, frame in (("", table), ("_summary", means), ("_curves", measured)):
-        write_text(FOLDER / f"{name}{suffix}.csv", frame.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
+        write_text(
+            STUDY_REPORTS / f"{name}{suffix}.csv", frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+        )
     drawn = draw(name, part, measured, table, means)
     for stem, figure in drawn.items():
-        figures.save(figure, FOLDER / stem)
+        figures.save(figure, STUDY_REPORTS / stem)
     metric = next(distance_metric(record.summary) for record, _ in records)
     return study_report.section(name, part, table, means, metric, list(drawn))
 
@@ -61,7 +61,7 @@ def draw(name: str, part: Part, measured: pd.DataFrame, table: pd.DataFrame, mea
 def write_throughput(table: pd.DataFrame) -> str:
     """Draw the measured throughput; returns its section of the report."""
     with figures.style():
-        figures.save(study_figures.throughput(table), FOLDER / "throughput")
+        figures.save(study_figures.throughput(table), STUDY_REPORTS / "throughput")
     return study_report.throughput_section(table)
 
 

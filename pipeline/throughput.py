@@ -22,15 +22,14 @@ from maskdm.plan import measure_rate
 from maskdm.processes import ALONE
 from maskdm.study import Parts
 from pipeline.common import Project
-from pipeline.paths import ROOT
-from pipeline.study import SETTINGS
+from pipeline.paths import STUDY, STUDY_REPORTS
 from pipeline.trial import trial_params
 from pipeline.workers import run_all
 
 Row = dict[str, Any]
 
 PART = "masks"  # whose masks are measured
-TABLE = ROOT / "reports" / "study" / "throughput.csv"
+TABLE = STUDY_REPORTS / "throughput.csv"
 ROUNDS = 3  # of dense and masked steps in turn
 
 
@@ -46,7 +45,7 @@ class Task:
 def main() -> None:
     """Measure every mask of the part and write the table."""
     with exit_with_one_line():
-        part = load_block(Parts, "parts", SETTINGS).root[PART]
+        part = load_block(Parts, "parts", STUDY).root[PART]
         phases = {arm: phases[0] if phases else None for arm, phases in part.arms.items()}
         tasks = [Task(arm, masked, part.finetune) for arm, masked in phases.items()]
         rows = {row["arm"]: row for row in run_all(measure, tasks, workers=1, unit="mask")}
