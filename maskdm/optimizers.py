@@ -1,5 +1,8 @@
-"""What updates the weights: AdamW alone, or Muon for the matrices of the blocks and AdamW for the rest."""
+"""What updates the weights, AdamW alone or Muon for the matrices of the blocks and AdamW for the rest, and how."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -21,6 +24,45 @@ def make_optimizers(network: UViT, settings: Optimisation) -> list[Optimizer]:
         return [adamw]
     decay, momentum = settings.weight_decay, settings.betas[0]
     return [adamw, Muon(muon, settings.lr, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")]
+
+
+def update(
+    network: UViT, ema: UViT, optimizers: list[Optimizer], settings: Optimisation, step: int, steps: int
+) -> Tensor:
+    """End a step: clip, update, clear the gradients, average the weights.
+
+    Args:
+        network: whose weights have gradients.
+        ema: its averaged weights.
+        optimizers: of `make_optimizers`.
+        settings: of the phase.
+        step: from 1; beyond `steps` the learning rate and the averaging stay, if the phase has no decay.
+        steps: that the phase's shares refer to.
+
+    Returns:
+        The norm of the gradient before it was clipped.
+    """
+    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.grad_clip or math.inf)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, steps)
+        optimizer.step()
+        optimizer.zero_grad()
+    decay = ema_decay(settings, step, steps)
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+    return norm.detach()
+
+
+def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
+    """At `step` (from 1) of `steps`: a linear rise to the peak, a plateau, a linear fall to 0."""
+    rise = step / max(1.0, settings.warmup * steps)
+    fall = (steps - step + 1) / (settings.decay * steps) if settings.decay else 1.0
+    return settings.lr * min(1.0, rise, fall)
+
+
+def ema_decay(settings: Optimisation, step: int, steps: int) -> float:
+    """After `step` (from 1) of `steps`: averages over a share of the steps, over fewer at the start."""
+    return min(1 - 1 / max(1.0, settings.ema_horizon * steps), (1 + step) / (10 + step))
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, without: list[Tensor]) -> list[dict[str, object]]:

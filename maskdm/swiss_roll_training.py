@@ -5,25 +5,23 @@ own loop reads images from a disk.
 """
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskdm.compute import optimizer_flops, train_flops_per_image
 from maskdm.config import Mask, PatchMask
 from maskdm.diffusion import denoising_loss, noise_schedule
 from maskdm.masking import draw_ids_keep
-from maskdm.optimizers import make_optimizers
+from maskdm.optimizers import make_optimizers, update
 from maskdm.patches import gather_tokens
 from maskdm.sampling import sample_tokens
 from maskdm.seeding import generator
 from maskdm.swiss_roll import SwissRoll, draw_points
-from maskdm.training import ema_decay, lr_factor
 from maskdm.uvit import UViT
 
 Arm = Literal["pretrained", "scratch"]
@@ -133,14 +131,7 @@ def train_phase(
     for step in range(1, steps + 1):
         random = generator("cpu", seed, "train", 0 if mask else 1, step)
         batch_loss(network, schedule, mask, settings.batch_size, random).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), optimisation.grad_clip or math.inf)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = optimisation.lr * lr_factor(step, span, optimisation.warmup, decay=0.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = ema_decay(step, span, optimisation.ema_horizon)
-        torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+        update(network, ema, optimizers, optimisation, step, span)
         after_step(step, ema)
     return ema
 

@@ -6,7 +6,6 @@ draw the same whole batch, and each computes the gradient of its share: together
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +27,7 @@ from maskdm.diffusion import HeldoutLoss, denoising_loss
 from maskdm.errors import MaskDMError
 from maskdm.interrupts import StopRequest
 from maskdm.masking import draw_ids_keep
-from maskdm.optimizers import make_optimizers
+from maskdm.optimizers import learning_rate, make_optimizers, update
 from maskdm.patches import gather_tokens, patchify
 from maskdm.processes import ALONE, Processes
 from maskdm.progress import bar_interval
@@ -53,18 +52,6 @@ class PhaseResult:
 def to_unit_range(pixels: Tensor) -> Tensor:
     """uint8 0..255 -> float32 -1..1, the range that the diffusion runs in."""
     return pixels.float() / 127.5 - 1
-
-
-def lr_factor(step: int, steps: int, warmup: float, decay: float) -> float:
-    """Learning rate at `step` (from 1) as a share of its peak: a linear rise, a plateau, a linear fall to 0."""
-    rise = step / max(1.0, warmup * steps)
-    fall = (steps - step + 1) / (decay * steps) if decay else 1.0
-    return min(1.0, rise, fall)
-
-
-def ema_decay(step: int, steps: int, horizon: float) -> float:
-    """Decay after `step` steps (from 1): averages over about `horizon * steps` steps, over fewer at the start."""
-    return min(1 - 1 / max(1.0, horizon * steps), (1 + step) / (10 + step))
 
 
 class BatchLoader:
@@ -183,7 +170,9 @@ class PhaseTrainer:
         loss = loss * (len(x_0) * self.processes.count / whole)
         loss.backward()
         self._losses.append(self.processes.mean(loss.detach()))
-        self._grad_norms.append(self._update())
+        plan = self.plan
+        norm = update(self.network, self.ema, self.optimizers, plan.optimisation, self.step, plan.steps)
+        self._grad_norms.append(norm)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed phase needs; what is drawn at random needs nothing."""
@@ -280,22 +269,6 @@ class PhaseTrainer:
         network = self.replica if self.plan.positions else partial(self.replica, positions=False)
         return denoising_loss(network, self.schedule, x_0, t, noise, ids_keep, labels)
 
-    def _update(self) -> Tensor:
-        """Clip, step, clear the gradients, average the weights; returns the norm of the unclipped gradient."""
-        settings = self.plan.optimisation
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.grad_clip or math.inf)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * self._lr_factor()
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = ema_decay(self.step, self.plan.steps, settings.ema_horizon)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.network.parameters()), 1 - decay)
-        return norm.detach()
-
-    def _lr_factor(self) -> float:
-        return lr_factor(self.step, self.plan.steps, self.plan.optimisation.warmup, self.plan.optimisation.decay)
-
     def _add_row(self) -> None:
         self.history.append(
             {
@@ -304,7 +277,7 @@ class PhaseTrainer:
                 "images_seen": self.plan.images_seen(self.step),
                 "train_flops": self.plan.train_flops(self.step),
                 "loss": torch.stack(self._losses).mean().item(),
-                "lr": self.plan.optimisation.lr * self._lr_factor(),
+                "lr": learning_rate(self.plan.optimisation, self.step, self.plan.steps),
                 "grad_norm": torch.stack(self._grad_norms).mean().item(),
                 "heldout_loss": self.heldout_loss(self.ema),
             }

@@ -31,21 +31,15 @@ from maskdm.swiss_roll_training import (
     steps_at_equal_compute,
     train_arm,
 )
-from pipeline.paths import ROOT
+from pipeline.paths import ROOT, STUDY, STUDY_REPORTS
 
-SETTINGS = ROOT / "study" / "params.yaml"
-REPORTS = ROOT / "reports" / "study"
 TRUE_POINTS = 5_000  # evenly spaced, so that they add no chance of their own to a distance
 ARMS: tuple[Arm, ...] = get_args(Arm)
 # The library files whose code decides what is sampled.
 CODE = (
-    "checkpoint",
     "compute",
     "config",
-    "datasets/prepared",
     "diffusion",
-    "files",
-    "interrupts",
     "masking",
     "optimizers",
     "patches",
@@ -54,7 +48,6 @@ CODE = (
     "seeding",
     "swiss_roll",
     "swiss_roll_training",
-    "training",
     "uvit",
 )
 
@@ -66,7 +59,7 @@ def main() -> None:
     """Write `reports/study/swiss_roll*`."""
     with exit_with_one_line():
         torch.set_num_threads(1)  # so small a network is no faster with more
-        settings = load_settings(SETTINGS)
+        settings = load_settings(STUDY)
         code = {name: file_sha256(ROOT / "maskdm" / f"{name}.py") for name in CODE}
         work = ROOT / "work" / "swiss_roll" / fingerprint(code, settings.model_dump())
         runs: Runs = {(arm, seed): kept(work, settings, arm, seed) for seed in range(settings.seeds) for arm in ARMS}
@@ -79,9 +72,9 @@ def main() -> None:
                 ),
             }
         for name, figure in drawn.items():
-            figures.save(figure, REPORTS / name)
+            figures.save(figure, STUDY_REPORTS / name)
         text = measured.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-        write_text(REPORTS / "swiss_roll.csv", text)
+        write_text(STUDY_REPORTS / "swiss_roll.csv", text)
 
 
 def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:

@@ -1,11 +1,12 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from maskdm.compute import optimizer_flops
 from maskdm.config import Optimisation
-from maskdm.optimizers import make_optimizers, parameter_groups
+from maskdm.optimizers import ema_decay, learning_rate, make_optimizers, parameter_groups
 from maskdm.uvit import UViT
 from tests.conftest import RECIPE
 
@@ -63,3 +64,22 @@ def test_the_flops_of_an_update_are_those_of_muons_products_written_out(network:
     block = newton_schulz(48, 16) + newton_schulz(16, 16) + 2 * newton_schulz(64, 16)
     assert optimizer_flops(network, settings_with(optimizer="muon")) == 3 * block + newton_schulz(16, 32)
     assert optimizer_flops(network, settings_with(optimizer="adamw")) == 0
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    settings = settings_with(lr=0.5, warmup=0.1, decay=0.3)
+    factors = np.array([learning_rate(settings, step, 100) for step in range(1, 101)]) / 0.5
+    assert factors[0] == pytest.approx(0.1)
+    assert (factors[9:70] == 1).all()
+    assert factors[-1] == pytest.approx(1 / 30)
+    assert (np.diff(factors[:10]) > 0).all()
+    assert (np.diff(factors[71:]) < 0).all()
+    constant = settings_with(lr=0.5, warmup=0.0, decay=0.0)
+    assert {learning_rate(constant, step, 10) for step in range(1, 11)} == {0.5}
+
+
+def test_the_average_forgets_the_start_of_the_phase() -> None:
+    settings, steps = settings_with(ema_horizon=0.1), 1000
+    weight_of_start = np.prod([ema_decay(settings, step, steps) for step in range(1, steps + 1)])
+    assert weight_of_start < 1e-3
+    assert ema_decay(settings, steps, steps) == pytest.approx(0.99)
