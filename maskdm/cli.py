@@ -22,6 +22,7 @@ def main() -> None:
     profile = commands.add_parser("profile", help="make a profile the one that `dvc repro` runs")
     profile.add_argument("profile", help="a name in profiles/")
     search = commands.add_parser("search", help="the stage `search` with as many workers as you say")
+    search.add_argument("--large", action="store_true", help="the study's stage `large_search` instead")
     search.add_argument("--workers", type=int, help="processes; without it, one a core or GPU")
     search.add_argument("--join", action="store_true", help="only work at the study that another machine has begun")
     commands.add_parser("sync", help="rebuild MLflow's store from records/ (after a clone or a DVC cache hit)")
@@ -34,7 +35,7 @@ def main() -> None:
             case "profile":
                 select_profile(arguments.profile)
             case "search":
-                run_search(arguments.workers, arguments.join)
+                run_search(arguments.large, arguments.workers, arguments.join)
             case "sync":
                 sync()
             case "ui":
@@ -81,10 +82,10 @@ def profile_path(name: str) -> Path:
     return path
 
 
-def run_search(workers: int | None, join: bool) -> None:
-    """Replace this process by the search; `dvc commit -f search` then tells DVC of it."""
-    count = [] if workers is None else ["--workers", str(workers)]
-    command = [sys.executable, "-m", "pipeline.search", *count, *(["--join"] if join else [])]
+def run_search(large: bool, workers: int | None, join: bool) -> None:
+    """Replace this process by a search; `dvc commit -f` then tells DVC of it."""
+    given = {"--large": large, f"--workers={workers}": workers is not None, "--join": join}
+    command = [sys.executable, "-m", "pipeline.search", *(option for option, wanted in given.items() if wanted)]
     os.execv(command[0], command)
 
 

@@ -23,7 +23,7 @@ from maskdm.files import write_atomically
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["pretrain", "finetune", "evaluate", "study", "search"]
+Stage = Literal["pretrain", "finetune", "evaluate", "study", "search", "large_search"]
 # A change there does not change what a run computes.
 WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")
 
@@ -93,8 +93,17 @@ def read_records(root: Path, stages: tuple[Stage, ...] = get_args(Stage)) -> lis
         MaskDMError: a file is not valid JSON, or not a record.
     """
     paths = [path for stage in stages for path in sorted((root / "records" / stage).rglob("*.json"))]
-    records = [(path, _read(path, Record)) for path in paths if not path.match("*.machine.json")]
-    return [(record, _matching_machine(path, record)) for path, record in records]
+    return [_read_pair(path) for path in paths if not path.match("*.machine.json")]
+
+
+def read_record(root: Path, stage: Stage, key: str) -> tuple[Record, Machine | None] | None:
+    """One record, as `read_records` has it; None if there is no such file.
+
+    Raises:
+        MaskDMError: the file is not valid JSON, or not a record.
+    """
+    path = record_path(root, stage, key)
+    return _read_pair(path) if path.is_file() else None
 
 
 def remove_records(root: Path, stage: Stage, keep: Collection[str], under: str = "") -> None:
@@ -103,6 +112,11 @@ def remove_records(root: Path, stage: Stage, keep: Collection[str], under: str =
     for path in sorted((folder / under).rglob("*.json")):
         if str(path.relative_to(folder)).removesuffix(".json").removesuffix(".machine") not in keep:
             path.unlink()
+
+
+def _read_pair(path: Path) -> tuple[Record, Machine | None]:
+    record = _read(path, Record)
+    return record, _matching_machine(path, record)
 
 
 def _matching_machine(path: Path, record: Record) -> Machine | None:

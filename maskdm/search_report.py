@@ -24,7 +24,7 @@ CAPTIONS = {
 
 
 def confirmation(trials: pd.DataFrame, records: Records) -> pd.DataFrame:
-    """One row a run that confirms, the best trials first, then `paper` and `scratch`.
+    """One row a run of the search's `records` that confirms, the best trials first, then `paper` and `scratch`.
 
     Columns: `arm`, `masks` (in words), `seed`, `heldout_loss`, the Fréchet distance under its name, `kid`,
     `train_flops`.
@@ -32,9 +32,9 @@ def confirmation(trials: pd.DataFrame, records: Records) -> pd.DataFrame:
     Raises:
         MaskDMError: there is none.
     """
-    runs = [record for record, _ in records if record.stage == "search" and record.key.startswith("confirm/")]
+    runs = [record for record, _ in records if record.key.startswith("confirm/")]
     if not runs:
-        raise MaskDMError("records/search/confirm: no records; `dvc repro search` writes them")
+        raise MaskDMError("no records of runs that confirm the search; its stage writes them")
     words = {f"trial{number}": masks for number, masks in zip(trials["trial"], trials["masks"], strict=True)}
     complete = trials[trials["state"] == "complete"].sort_values(["heldout_loss", "trial"])
     rank = {f"trial{number}": place for place, number in enumerate(complete["trial"])}

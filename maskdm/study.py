@@ -11,6 +11,7 @@ class Part(Schema):
     """One question: arms of equal compute, each trained with every seed. Everything else is that of `params.yaml`."""
 
     question: str  # as a heading of the report
+    paper: str  # what the paper says to it, in a sentence
     train_flops: Annotated[float, Field(gt=0)]  # of every arm, pre-training counted in
     snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the compute at which samples are judged
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]

@@ -5,15 +5,18 @@ Everything here is a function of settings and frames: no file is read or written
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from maskdm.analysis import Row
+from maskdm.analysis import FLOOR, Row
 from maskdm.study import Part
 from maskdm.study_analysis import AGAINST, rank_agreement
 from maskdm.units import four_digits, percent, si
 
 NOTHING = "-"
+LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute": "scratch, equal compute"}
 HEAD = """\
 # When and how much masked pre-training pays
 
@@ -25,8 +28,18 @@ narrower than the truth. "Lower" and "higher" are said only where the interval l
 """
 
 
-def section(name: str, part: Part, table: pd.DataFrame, summary: pd.DataFrame, metric: str, figures: list[str]) -> str:
-    """The section of one part.
+@dataclass(frozen=True)
+class Answer:
+    """What the page says of one part."""
+
+    in_short: str  # a line for the top of the page
+    section: str
+
+
+def answer(
+    name: str, part: Part, table: pd.DataFrame, summary: pd.DataFrame, metric: str, figures: list[str]
+) -> Answer:
+    """The answer to the question of one part.
 
     Args:
         name: of the part.
@@ -36,29 +49,46 @@ def section(name: str, part: Part, table: pd.DataFrame, summary: pd.DataFrame, m
         metric: the name of the distance.
         figures: names of those that lie in `study/` beside the report, as PNG and SVG.
     """
-    return "\n\n".join(
-        [
-            f"## {part.question}",
-            f"{si(part.train_flops, 'FLOPs')} an arm, seeds {', '.join(map(str, part.seeds))}; part `{name}`.",
-            answer(part, summary),
-            agreement(table),
-            *(f"![{figure}](study/{figure}.png)" for figure in figures),
-            _table(summary, part.baseline, metric),
-            f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
-        ]
-    )
+    found = headline(part, summary)
+    section = [
+        f"## {part.question}",
+        f"The paper: {part.paper}",
+        f"{si(part.train_flops, 'FLOPs')} an arm, seeds {', '.join(map(str, part.seeds))}; part `{name}`.",
+        f"**{found}**",
+        *(f"![{figure}](study/{figure}.png)" for figure in figures),
+        details(part, summary),
+        agreement(table),
+        _table(summary, part.baseline, metric),
+        f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
+    ]
+    return Answer(f"*{part.question}* {found}", "\n\n".join(section))
 
 
-def answer(part: Part, summary: pd.DataFrame) -> str:
-    """One line an arm: what changed against the baseline, and whether chance can be ruled out."""
-    rows = [row for row in _rows(summary) if row["arm"] != part.baseline]
+def in_short(answers: Sequence[str]) -> str:
+    """The top of the page."""
+    return "\n".join(f"- {text}" for text in answers)
+
+
+def headline(part: Part, summary: pd.DataFrame) -> str:
+    """Which arms are clearly better or worse than the baseline, and the best of them in numbers."""
+    rows = _others(part, summary)
     paid = [row["arm"] for row in rows if row[f"heldout_loss{AGAINST}_high"] < 1]
     lost = [row["arm"] for row in rows if row[f"heldout_loss{AGAINST}_low"] > 1]
-    head = (
-        f"**By held-out loss {_listed(paid)} ended below `{part.baseline}`, {_listed(lost)} above it"
-        f"{'' if len(paid) + len(lost) == len(rows) else ', the others not clearly on either side'}.**"
+    rest = "" if len(paid) + len(lost) == len(rows) else ", the others not clearly on either side"
+    best = min(rows, key=lambda row: float(row[f"heldout_loss{AGAINST}"]))
+    return (
+        f"By held-out loss {_listed(paid)} ended below `{part.baseline}`, {_listed(lost)} above it{rest}. "
+        f"The lowest: {_line(best, part.baseline)}."
     )
-    return "\n".join([head, "", *(f"- {_line(row, part.baseline)}" for row in rows)])
+
+
+def details(part: Part, summary: pd.DataFrame) -> str:
+    """One line an arm: what changed against the baseline, and whether chance can be ruled out."""
+    return "\n".join(f"- {_line(row, part.baseline)}." for row in _others(part, summary))
+
+
+def _others(part: Part, summary: pd.DataFrame) -> list[Row]:
+    return [row for row in _rows(summary) if row["arm"] != part.baseline]
 
 
 def agreement(table: pd.DataFrame) -> str:
@@ -98,6 +128,57 @@ def throughput_section(table: pd.DataFrame) -> str:
     )
 
 
+def swiss_roll_section(measured: pd.DataFrame) -> str:
+    """The paper's Figure 1 in numbers.
+
+    Args:
+        measured: `swiss_roll.csv`: `arm`, `seed`, `step` (on pairs), `train_flops`, `sliced_wasserstein`.
+    """
+    table, seeds = equal_looks(measured), measured["seed"].nunique()
+    shown = {
+        title: [f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in table[column]]
+        for column, title in LOOKS.items()
+    }
+    last = {column: table[column].iloc[-1][0] for column in LOOKS}
+    floor = measured.loc[measured["arm"] == FLOOR, "sliced_wasserstein"].mean()
+    return "\n\n".join(
+        [
+            "## Do single coordinates prepare a network for the Swiss roll?",
+            "The paper: pre-trained on them, it is shaped into the roll in far fewer steps (Figure 1).",
+            f"**At the end the pre-trained network's distance is {percent(last['pretrained'] / last['steps'])} of "
+            f"scratch's at equal steps, and {percent(last['pretrained'] / last['compute'])} at equal compute.**",
+            "![samples](study/swiss_roll.png)",
+            "![distances](study/swiss_roll_distance.png)",
+            f"Sliced Wasserstein distance, mean and range over {seeds} seeds; of as many true points: {floor:.3f}.",
+            _markdown(pd.DataFrame({"steps on pairs": table["step"].astype(str)} | shown)),
+        ]
+    )
+
+
+def equal_looks(measured: pd.DataFrame) -> pd.DataFrame:
+    """One row a look at the pre-trained network: `step`, and (mean, lowest, highest) distance for each of `LOOKS`."""
+    scratch = measured[measured["arm"] == "scratch"]
+    rows = []
+    for (step, flops), looked in measured[measured["arm"] == "pretrained"].groupby(["step", "train_flops"]):
+        nearest = scratch.iloc[int(np.abs(scratch["train_flops"].to_numpy() - flops).argmin())]["step"]
+        found = {
+            "pretrained": looked,
+            "steps": scratch[scratch["step"] == step],
+            "compute": scratch[scratch["step"] == nearest],
+        }
+        distances = {column: frame["sliced_wasserstein"] for column, frame in found.items()}
+        rows.append({"step": step} | {name: (d.mean(), d.min(), d.max()) for name, d in distances.items()})
+    return pd.DataFrame(rows)
+
+
+def search_section(verdict: str, arms: pd.DataFrame) -> str:
+    """What the large search found, with a link to its page."""
+    return (
+        f"## What does a search find?\n\n**{verdict}**\n\n{_markdown(arms)}\n\n"
+        "Its trials and figures: [study/search/search.md](study/search/search.md)."
+    )
+
+
 def _rows(frame: pd.DataFrame) -> list[Row]:
     return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
 
@@ -105,7 +186,7 @@ def _rows(frame: pd.DataFrame) -> list[Row]:
 def _line(row: Row, baseline: str) -> str:
     loss = _change(row, "heldout_loss")
     distance = _change(row, "distance")
-    return f"`{row['arm']}`: held-out loss {loss}, distance {distance}; {_to_target(row, baseline)}."
+    return f"`{row['arm']}`: held-out loss {loss}, distance {distance}; {_to_target(row, baseline)}"
 
 
 def _change(row: Row, measure: str) -> str:

@@ -1,6 +1,6 @@
-"""DVC stage `search`: which pre-training is best at equal compute, and whether that holds with other seeds.
+"""DVC stages `search` and `large_search`: which pre-training is best at equal compute, and whether that holds.
 
-python -m pipeline.search [--workers N] [--join]
+python -m pipeline.search [--large] [--workers N] [--join]
 
 Workers are processes of one GPU, or of some cores, each. They train the trials, then the best of them, the paper's
 default and scratch with seeds that the search never saw. The same command goes on after a kill, and does nothing that
@@ -28,7 +28,7 @@ from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.files import write_atomically, write_text
 from maskdm.processes import ALONE
 from maskdm.progress import bar_interval
-from maskdm.records import Record, count_cores, read_records, record_path, remove_records
+from maskdm.records import Record, count_cores, read_record, remove_records
 from maskdm.search import (
     best_trials,
     curves_frame,
@@ -51,6 +51,7 @@ from pipeline import evaluate
 from pipeline import trial as single
 from pipeline.common import Project, exclusive, identity
 from pipeline.paths import ROOT
+from pipeline.searches import LARGE, SMALL, Place
 from pipeline.workers import default_workers, end_with_parent, visible_gpus
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
 VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
 # The library files whose code decides what a trial comes to, and which are tried.
 CODE = (*single.CODE, "search")
-REPORTS = ROOT / "reports" / "search"
 POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
 POLL_SECONDS = 1.0
 BEST = "searched"  # the arm in best.yaml
@@ -69,24 +69,25 @@ BEST = "searched"  # the arm in best.yaml
 class Search:
     """The opened project and the study in it."""
 
+    place: Place
     project: Project  # its settings measure the held-out loss `POINTS` times
     identity: str  # of the study: more trials, or other seeds to confirm with, are the same one
 
     @classmethod
-    def open(cls) -> "Search":
+    def open(cls, place: Place) -> "Search":
         """Read the settings and check that they can be searched.
 
         Raises:
             MaskDMError: a setting or the data is not usable.
         """
-        project = Project.open(ALONE)
-        heldout = project.params.heldout.model_copy(update={"points": POINTS})
-        project = replace(project, params=project.params.model_copy(update={"heldout": heldout}))
+        params = place.params()
+        heldout = params.heldout.model_copy(update={"points": POINTS})
+        params = params.model_copy(update={"heldout": heldout})
+        project = replace(Project.open(ALONE), params=params)
         check(project)
-        params = project.params
         settings = params.model_dump(include={"seed", "model", "data", "heldout"})
         space = params.search.model_dump(include={"train_flops", "space", "finetune"})
-        return cls(project, identity(project, CODE, "search", settings, space, project.recipe.model_dump()))
+        return cls(place, project, identity(project, CODE, place.stage, settings, space, project.recipe.model_dump()))
 
     @property
     def folder(self) -> Path:
@@ -121,14 +122,15 @@ class Search:
 
 
 def main() -> None:
-    """Search, confirm, and write `records/search/` and the tables in `reports/search/`."""
+    """Search, confirm, and write records and tables."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.search")
+    parser.add_argument("--large", action="store_true", help="the study's search, of study/params.yaml")
     parser.add_argument("--workers", type=int, help="processes; without it, one a core or GPU")
     parser.add_argument("--join", action="store_true", help=f"only work at the study in ${VARIABLE}, on this machine")
     arguments = parser.parse_args()
     with exit_with_one_line():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers save what they have
-        found = Search.open()
+        found = Search.open(LARGE if arguments.large else SMALL)
         workers = count_workers(arguments.workers)
         if arguments.join:
             if not os.environ.get(VARIABLE):
@@ -195,7 +197,9 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the workers: one bar for all
     context = get_context("spawn")
     processes = [
-        context.Process(target=work, args=(index, workers, threads, gpus[index % len(gpus)] if gpus else None, joined))
+        context.Process(
+            target=work, args=(found.place, index, workers, threads, gpus[index % len(gpus)] if gpus else None, joined)
+        )
         for index in range(workers)
     ]
     try:
@@ -229,7 +233,7 @@ def wait_for(found: Search, processes: list[BaseProcess]) -> None:
                 return
 
 
-def work(index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
+def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
     """A worker: trials until there are enough, then its share of the runs that confirm."""
     os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
     end_with_parent()
@@ -237,13 +241,13 @@ def work(index: int, workers: int, threads: int, gpu: str | None, joined: bool) 
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     with exit_with_one_line():
-        found = Search.open()
+        found = Search.open(place)
         study = found.study(index, f"{socket.gethostname()} {os.getpid()}" if joined else "")
         run_trials(study, found.project.params.search.trials, lambda trial: train_trial(found, trial))
         if not joined:
             for key, project in list(found.confirmations(study).items())[index::workers]:
-                if recorded(project, key, judged=True) is None:
-                    single.run_trial(project, "search", key, judged=True)
+                if recorded(found, project, key, judged=True) is None:
+                    single.run_trial(project, found.place.stage, key, judged=True)
 
 
 def train_trial(found: Search, trial: "Trial") -> float:
@@ -260,22 +264,19 @@ def train_trial(found: Search, trial: "Trial") -> float:
             told.add(share)
             report(trial, share, row["heldout_loss"])
 
-    known = recorded(project, key, judged=False)  # of a worker that was killed before it could tell the study
+    known = recorded(found, project, key, judged=False)  # of a worker that was killed before it could tell the study
     if known:
         for row in known.history:
             watch(row)
         return float(known.summary["heldout_loss"])
     extra = {f"search.{name}": value for name, value in trial.params.items()}
-    return float(single.run_trial(project, "search", key, False, watch, extra).record.summary["heldout_loss"])
+    return float(single.run_trial(project, found.place.stage, key, False, watch, extra).record.summary["heldout_loss"])
 
 
-def recorded(project: Project, key: str, judged: bool) -> Record | None:
+def recorded(found: Search, project: Project, key: str, judged: bool) -> Record | None:
     """The record of a trial, if there is one of just these settings, data and code."""
-    if not record_path(ROOT, "search", key).is_file():
-        return None
-    wanted = single.trial_identity(project, judged)
-    records = (record for record, _ in read_records(ROOT, ("search",)))
-    return next((record for record in records if record.key == key and record.identity == wanted), None)
+    known = read_record(ROOT, found.place.stage, key)
+    return known[0] if known and known[0].identity == single.trial_identity(project, judged) else None
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -291,20 +292,22 @@ def write_results(found: Search) -> None:
         ("curves", curves_frame(study)),
         ("importance", importance_frame(study)),
     ):
-        write_text(REPORTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+        write_text(
+            found.place.reports / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        )
     (best,) = best_trials(study, 1)
-    write_best(params, phases_of(best, space, params.grid))
+    write_best(found.place.reports / "best.yaml", params, phases_of(best, space, params.grid))
     keys = {f"trials/{number:04d}" for number in trials["trial"]} | set(found.confirmations(study))
-    remove_records(ROOT, "search", keys)
+    remove_records(ROOT, found.place.stage, keys)
 
 
-def write_best(params: Params, phases: tuple[MaskedPhase, ...]) -> None:
-    """`best.yaml`: the best pre-training as an arm, in the form of `params.yaml`."""
+def write_best(path: Path, params: Params, phases: tuple[MaskedPhase, ...]) -> None:
+    """The best pre-training as an arm, in the form of `params.yaml`."""
     arm: dict[str, Any] = {
         "pretrain": {BEST: [phase.model_dump(exclude_defaults=True) for phase in phases]},
         "arms": {BEST: {"pretrain": BEST, "finetune": params.search.finetune.model_dump(exclude_defaults=True)}},
     }
-    write_atomically(REPORTS / "best.yaml", lambda file: YAML(typ="safe").dump(arm, file))
+    write_atomically(path, lambda file: YAML(typ="safe").dump(arm, file))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,43 @@
-"""DVC stage `search_report`: what the search came to, as figures and a page, from its tables and records."""
+"""DVC stages `search_report` and `large_search_report`: what a search came to, from its tables and records.
+
+python -m pipeline.search_report [--large]
+"""
+
+import argparse
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from maskdm import figures, search_figures
-from maskdm.config import Params, load_params
+from maskdm.config import Params
 from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.files import reason, write_text
 from maskdm.records import read_records
 from maskdm.search_report import confirmation, markdown
 from pipeline.paths import ROOT
-
-REPORTS = ROOT / "reports" / "search"
+from pipeline.searches import LARGE, SMALL
 
 
 def main() -> None:
-    """Write the figures, `confirmation.csv` and `search.md` in `reports/search/`."""
+    """Write the figures, `confirmation.csv` and `search.md` beside the tables."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.search_report")
+    parser.add_argument("--large", action="store_true", help="the study's search")
+    place = LARGE if parser.parse_args().large else SMALL
     with exit_with_one_line():
-        params, records = load_params(ROOT / "params.yaml"), read_records(ROOT, ("search",))
-        trials, curves, importances = (read_table(name) for name in ("trials", "curves", "importance"))
+        params, records, reports = place.params(), read_records(ROOT, (place.stage,)), place.reports
+        names = ("trials", "curves", "importance")
+        trials, curves, importances = (read_table(reports / f"{name}.csv", place.stage) for name in names)
         confirmed = confirmation(trials, records)
         drawn = draw(params, trials, curves, importances)
-        best = (REPORTS / "best.yaml").read_text(encoding="utf-8")
+        best = (reports / "best.yaml").read_text(encoding="utf-8")
 
         for name, figure in drawn.items():
-            figures.save(figure, REPORTS / name)
+            figures.save(figure, reports / name)
         write_text(
-            REPORTS / "confirmation.csv", confirmed.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+            reports / "confirmation.csv", confirmed.to_csv(index=False, float_format="%.10g", lineterminator="\n")
         )
-        write_text(REPORTS / "search.md", markdown(params, trials, confirmed, best, list(drawn)))
+        write_text(reports / "search.md", markdown(params, trials, confirmed, best, list(drawn)))
 
 
 def draw(params: Params, trials: pd.DataFrame, curves: pd.DataFrame, importances: pd.DataFrame) -> dict[str, Figure]:
@@ -43,17 +52,16 @@ def draw(params: Params, trials: pd.DataFrame, curves: pd.DataFrame, importances
         }
 
 
-def read_table(name: str) -> pd.DataFrame:
-    """A table of the stage `search`.
+def read_table(path: Path, stage: str) -> pd.DataFrame:
+    """A table that `stage` writes.
 
     Raises:
         MaskDMError: it is missing, or is none.
     """
-    path = REPORTS / f"{name}.csv"
     try:
         return pd.read_csv(path)
     except FileNotFoundError:
-        raise MaskDMError(f"{path}: no such file; `dvc repro search` writes it") from None
+        raise MaskDMError(f"{path}: no such file; the stage {stage} writes it") from None
     except (OSError, ValueError) as error:
         raise MaskDMError(f"{path}: cannot read it: {reason(error)}") from None
 

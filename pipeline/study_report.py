@@ -1,9 +1,9 @@
-"""DVC stage `report` of the study: `reports/study.md`, its tables and figures, of the parts that were run."""
+"""DVC stage `study_report`: `reports/study.md`, its tables and figures, of the parts that were run."""
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from maskdm import figures, study_figures, study_report
+from maskdm import figures, search_report, study_figures, study_report
 from maskdm.analysis import Records, distance_metric
 from maskdm.config import load_block
 from maskdm.errors import exit_with_one_line
@@ -21,11 +21,15 @@ def main() -> None:
     with exit_with_one_line():
         parts, records = load_block(Parts, "parts", STUDY).root, read_records(ROOT, ("study",))
         done = {name: part for name, part in parts.items() if is_complete(name, part, records)}
-        sections = [study_report.HEAD, *(write_part(name, part, records) for name, part in done.items())]
-        if (STUDY_REPORTS / "throughput.csv").is_file():
-            sections.append(write_throughput(pd.read_csv(STUDY_REPORTS / "throughput.csv")))
-        sections.append(study_report.missing([name for name in parts if name not in done]))
-        write_text(REPORT, "\n\n".join(filter(None, sections)) + "\n")
+        written = [write_part(name, part, records) for name, part in done.items()]
+        page = [
+            study_report.HEAD,
+            study_report.in_short([text.in_short for text in written]),
+            *(text.section for text in written),
+            *(write(pd.read_csv(STUDY_REPORTS / file)) for file, write in OTHERS if (STUDY_REPORTS / file).is_file()),
+            study_report.missing([name for name in parts if name not in done]),
+        ]
+        write_text(REPORT, "\n\n".join(filter(None, page)) + "\n")
 
 
 def is_complete(name: str, part: Part, records: Records) -> bool:
@@ -34,8 +38,8 @@ def is_complete(name: str, part: Part, records: Records) -> bool:
     return all(f"{name}/{arm}-{seed}" in known for arm in part.arms for seed in part.seeds)
 
 
-def write_part(name: str, part: Part, records: Records) -> str:
-    """Write the tables and figures of a part; returns its section of the report."""
+def write_part(name: str, part: Part, records: Records) -> study_report.Answer:
+    """Write the tables and figures of a part; returns what the report says of it."""
     measured, table = curves(name, part, records), trials(name, part, records)
     means = summary(table)
     for suffix, frame in (("", table), ("_summary", means), ("_curves", measured)):
@@ -46,7 +50,7 @@ def write_part(name: str, part: Part, records: Records) -> str:
     for stem, figure in drawn.items():
         figures.save(figure, STUDY_REPORTS / stem)
     metric = next(distance_metric(record.summary) for record, _ in records)
-    return study_report.section(name, part, table, means, metric, list(drawn))
+    return study_report.answer(name, part, table, means, metric, list(drawn))
 
 
 def draw(name: str, part: Part, measured: pd.DataFrame, table: pd.DataFrame, means: pd.DataFrame) -> dict[str, Figure]:
@@ -63,6 +67,19 @@ def write_throughput(table: pd.DataFrame) -> str:
     with figures.style():
         figures.save(study_figures.throughput(table), STUDY_REPORTS / "throughput")
     return study_report.throughput_section(table)
+
+
+def write_search(confirmed: pd.DataFrame) -> str:
+    """The section on the large search, which has a page of its own."""
+    return study_report.search_section(search_report.verdict(confirmed), search_report.arms_table(confirmed))
+
+
+# Tables of other stages, and what writes their sections.
+OTHERS = (
+    ("throughput.csv", write_throughput),
+    ("swiss_roll.csv", study_report.swiss_roll_section),
+    ("search/confirmation.csv", write_search),
+)
 
 
 if __name__ == "__main__":

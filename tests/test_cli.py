@@ -68,8 +68,8 @@ def test_the_search_is_run_with_as_many_workers_as_asked_for(project: Path, monk
     commands: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda _, command: commands.append(command))
     run(monkeypatch, "search", "--workers", "3")
-    run(monkeypatch, "search", "--join")
+    run(monkeypatch, "search", "--large", "--join")
     assert [command[2:] for command in commands] == [
-        ["pipeline.search", "--workers", "3"],
-        ["pipeline.search", "--join"],
+        ["pipeline.search", "--workers=3"],
+        ["pipeline.search", "--large", "--join"],
     ]

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial, Trial, TrialState
+from ruamel.yaml import YAML
 
 from maskdm.compute import plan_finetune, plan_pretrain
 from maskdm.config import BUDGET_TOLERANCE, Params, SearchSpace, load_params, load_recipe, read_yaml
@@ -389,6 +390,19 @@ def test_the_page_and_the_figures_are_made_without_the_study(searched: Path) -> 
         assert f"![{name}]({name}.png)" in page
         assert (reports / f"{name}.svg").stat().st_size > 1000
     assert list(pd.read_csv(reports / "confirmation.csv")["arm"])[1:] == ["paper", "scratch"]
+
+
+def test_the_studys_search_has_settings_and_results_of_its_own(searched: Path) -> None:
+    before = records_of(searched)
+    large = PARAMS["search"] | {"trials": 2, "confirm_seeds": [103]}
+    with (searched / "study" / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump({"search": large}, file)
+    stage(searched, "--large", "--workers", "2")
+    stage(searched, "--large", name="search_report")
+    confirmed = pd.read_csv(searched / "reports" / "study" / "search" / "confirmation.csv")
+    assert set(confirmed["seed"]) == {103}
+    assert "2 trials of" in (searched / "reports" / "study" / "search" / "search.md").read_text()
+    assert records_of(searched) == before
 
 
 def test_a_search_that_is_done_does_nothing_and_takes_more_trials(searched: Path) -> None:

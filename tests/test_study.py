@@ -19,6 +19,7 @@ from tests.workspace import make_workspace
 MASKED = {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}
 FIRST: dict[str, Any] = {
     "question": "Does it pay?",
+    "paper": "it does.",
     "train_flops": 4e9,
     "snapshots": [0.5, 1.0],
     "seeds": [1, 2],
@@ -82,6 +83,7 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
     run(project, "study_report")
     text = (project / "reports" / "study.md").read_text()
     assert "## Does it pay?" in text
+    assert "- *And without positions?* By held-out loss" in text
     assert "dvc repro study/dvc.yaml:part@third" in text
     table = pd.read_csv(project / "reports" / "study" / "first.csv")
     assert len(table) == 4

@@ -1,6 +1,7 @@
 """Statistics of the study on records with known curves."""
 
 import math
+import re
 from itertools import product
 
 import numpy as np
@@ -16,6 +17,7 @@ from maskdm.study_analysis import AGAINST, curves, interval, rank_agreement, sum
 MASKED = MaskedPhase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16)
 PART = Part(
     question="Does it pay?",
+    paper="it does.",
     train_flops=1e12,
     snapshots=(0.5, 1.0),
     seeds=(1, 2, 3),
@@ -96,8 +98,13 @@ def test_seeds_that_rank_alike_agree_wholly_and_opposite_ones_not_at_all() -> No
 def test_the_report_says_lower_higher_and_not_reached(records: list[tuple[Record, Machine]]) -> None:
     table = trials("toy", PART, records)
     means = summary(table)
-    text = study_report.section("toy", PART, table, means, "fd_effnet_lite0", [])
-    assert "`better` ended below `scratch`, `worse` above it" in text
+    answer = study_report.answer("toy", PART, table, means, "fd_effnet_lite0", [])
+    text = answer.section
+    assert "The paper: it does." in text
+    assert answer.in_short.startswith(
+        "*Does it pay?* By held-out loss `better` ended below `scratch`, `worse` above it."
+    )
+    assert "The lowest: `better`: held-out loss 10.0 % lower" in answer.in_short
     assert "`better`: held-out loss 10.0 % lower (10.0 to 10.0), distance 10.0 % lower" in text
     assert "`scratch`'s final loss reached with 90 % of its compute" in text
     assert "`worse`: held-out loss 20.0 % higher" in text
@@ -109,7 +116,7 @@ def test_a_change_within_chance_is_not_called_one(records: list[tuple[Record, Ma
     table = trials("toy", PART, records)
     column = f"heldout_loss{AGAINST}"
     table.loc[table["arm"] == "better", column] = [0.99, 1.02, 1.0]
-    assert "`better`: held-out loss unchanged within chance" in study_report.answer(PART, summary(table))
+    assert "`better`: held-out loss unchanged within chance" in study_report.details(PART, summary(table))
 
 
 def test_every_figure_can_be_drawn(records: list[tuple[Record, Machine]]) -> None:
@@ -119,3 +126,19 @@ def test_every_figure_can_be_drawn(records: list[tuple[Record, Machine]]) -> Non
         lines = study_figures.mean_curves(measured, "scratch")
     assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == ["better", "worse"]
     assert len(lines.axes[0].lines) == 3
+
+
+def test_the_swiss_rolls_looks_are_compared_at_equal_steps_and_at_equal_compute() -> None:
+    rows = [
+        ("pretrained", 10, 15.0, 0.2),
+        ("pretrained", 20, 25.0, 0.1),
+        ("scratch", 10, 10.0, 0.8),
+        ("scratch", 15, 15.1, 0.5),
+        ("scratch", 20, 20.0, 0.4),
+        ("scratch", 25, 25.1, 0.2),
+        ("real vs real", None, None, 0.01),
+    ]
+    measured = pd.DataFrame(rows, columns=["arm", "step", "train_flops", "sliced_wasserstein"]).assign(seed=0)
+    text = study_report.swiss_roll_section(measured.astype({"step": "Int64"}))
+    assert "25 % of scratch's at equal steps, and 50 % at equal compute" in text
+    assert re.search(r"10 +\| +0.200 .*\| +0.800 .*\| +0.500 ", text)
