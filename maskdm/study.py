@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, RootModel, model_validator
 
-from maskdm.config import MaskedPhase, Name, Phase, Schema
+from maskdm.config import MaskedPhase, Name, Phase, Positive, Schema
 
 
 class Part(Schema):
@@ -14,6 +14,7 @@ class Part(Schema):
     paper: str  # what the paper says to it, in a sentence
     train_flops: Annotated[float, Field(gt=0)]  # of every arm, pre-training counted in
     snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the compute at which samples are judged
+    heldout_points: Positive  # at which the held-out loss is measured, in place of params.yaml's `heldout.points`
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     finetune: Phase  # of every arm, with the compute that its masked phases leave
     baseline: Name  # the arm that the others are compared with

@@ -36,8 +36,10 @@ class Task:
     def project(self, project: Project) -> Project:
         """The project with this trial's settings."""
         part = self.settings
+        heldout = project.params.heldout.model_copy(update={"points": part.heldout_points})
+        settings = project.params.model_copy(update={"heldout": heldout})
         params = trial_params(
-            project.params, self.arm, part.arms[self.arm], part.finetune, self.seed, part.train_flops, part.snapshots
+            settings, self.arm, part.arms[self.arm], part.finetune, self.seed, part.train_flops, part.snapshots
         )
         return replace(project, params=params)
 

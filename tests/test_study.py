@@ -22,6 +22,7 @@ FIRST: dict[str, Any] = {
     "paper": "it does.",
     "train_flops": 4e9,
     "snapshots": [0.5, 1.0],
+    "heldout_points": 4,
     "seeds": [1, 2],
     "finetune": {"batch_size": 8},
     "baseline": "scratch",

@@ -20,6 +20,7 @@ PART = Part(
     paper="it does.",
     train_flops=1e12,
     snapshots=(0.5, 1.0),
+    heldout_points=4,
     seeds=(1, 2, 3),
     finetune=Phase(batch_size=8),
     baseline="scratch",
