@@ -22,7 +22,7 @@ from pipeline.paths import weights_folder
 YARDSTICK = ("ddim", 250)
 CANDIDATES = [
     *(("ddim", steps) for steps in (20, 50)),
-    *((sampler, steps) for sampler in ("dpm_solver", "unipc") for steps in (8, 10, 12, 20)),
+    *((sampler, steps) for sampler in ("dpm_solver", "unipc") for steps in (4, 6, 8, 10, 12, 20)),
 ]
 
 
