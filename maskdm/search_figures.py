@@ -147,7 +147,15 @@ def _coordinate(axes: Axes, trials: pd.DataFrame, name: str, x: int) -> pd.Serie
         labels = {float(np.log(v) if name in LOGARITHMIC else v): f"{v:.3g}" for v in few}
     low, span = numbers.min(), (numbers.max() - numbers.min()) or 1.0
     for place, label in labels.items():
-        axes.annotate(label, (x, (place - low) / span), xytext=(4, 4), textcoords="offset points", fontsize=8, zorder=5)
+        axes.annotate(
+            label,
+            (x, (place - low) / span),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=8,
+            zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},  # lines pass below
+        )
     return (numbers - low) / span
 
 
