@@ -60,15 +60,6 @@ class EpsilonWeighted(PhaseTrainer):
         return epsilon_loss(self.schedule, super()._losses_of_images(x_0, t, *others), t)
 
 
-class MinSNRWeighted(PhaseTrainer):
-    """The error in x_0 weighted by min(SNR, 5) (Hang et al. 2023), so the error in v by min(SNR, 5) / (SNR + 1)."""
-
-    def _losses_of_images(self, x_0: Tensor, t: Tensor, *others: Any) -> Tensor:
-        signal = self.schedule.alphas_cumprod[t]
-        snr = signal / (1 - signal)
-        return snr.clamp(max=5) / (snr + 1) * super()._losses_of_images(x_0, t, *others)
-
-
 def use_rms_norm(network: UViT) -> None:
     """Root mean squares instead of layer norms."""
     for parent in list(network.modules()):
@@ -108,8 +99,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "patch 2, batch 16": {"model": {"patch_size": 2}, "batch_size": 16},
     "stratified time steps": {"trainer": StratifiedTimesteps},
     "logit-normal time steps": {"trainer": LogitNormalTimesteps},
-    "epsilon weighting": {"trainer": EpsilonWeighted},
-    "min-SNR weighting": {"trainer": MinSNRWeighted},
+    "epsilon weighting": {"optimisation": {"min_snr_gamma": None}, "trainer": EpsilonWeighted},
+    "equal weighting": {"optimisation": {"min_snr_gamma": None}},
+    "min-SNR 1": {"optimisation": {"min_snr_gamma": 1.0}},
+    "min-SNR 2": {"optimisation": {"min_snr_gamma": 2.0}},
     "RMS norm": {"network": use_rms_norm},
 }
 

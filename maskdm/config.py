@@ -163,6 +163,7 @@ class Optimisation(Schema):
     decay: Fraction  # share of the phase, at its end, in which the learning rate falls to 0
     ema_horizon: Annotated[float, Field(gt=0, le=1)]  # the EMA averages over about this share of the phase
     hflip: Fraction  # probability that a training image is mirrored
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None  # weights time steps (`diffusion.min_snr_weights`); None: equal
 
 
 class Recipe(Schema):

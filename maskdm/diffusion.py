@@ -63,6 +63,18 @@ def epsilon_loss(schedule: DDPMScheduler, loss: Tensor, t: Tensor) -> Tensor:
     return schedule.alphas_cumprod.to(loss.device)[t] * loss
 
 
+def min_snr_weights(schedule: DDPMScheduler, t: Tensor, gamma: float) -> Tensor:
+    """Weights of the denoising loss at time steps `t`, `[B]` (min-SNR-gamma: Hang et al. 2023, arXiv 2303.09556).
+
+    They weigh the error in x_0 by min(SNR, gamma) with SNR = abar / (1 - abar); one in epsilon is SNR times that in
+    x_0, one in v SNR + 1 times.
+    """
+    signal = schedule.alphas_cumprod.to(t.device)[t]
+    snr = signal / (1 - signal)
+    v_prediction = schedule.config.prediction_type == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
+
+
 class HeldoutLoss:
     """The denoising loss on fixed held-out images, each with a fixed time step and fixed noise: nearly noise-free.
 

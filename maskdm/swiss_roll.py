@@ -23,6 +23,7 @@ class ConstantRate(Optimisation):
 
     decay: ClassVar[float] = 0.0  # type: ignore[misc]  # no key of the file
     hflip: ClassVar[float] = 0.0  # type: ignore[misc]  # points of the plane are not mirrored
+    min_snr_gamma: ClassVar[None] = None  # type: ignore[misc]  # all time steps weigh the same
 
 
 class RollRecipe(Recipe):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from maskdm.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
 from maskdm.compute import PhasePlan
 from maskdm.datasets.prepared import PreparedData, sample_order
-from maskdm.diffusion import HeldoutLoss, denoising_loss
+from maskdm.diffusion import HeldoutLoss, denoising_loss, min_snr_weights
 from maskdm.errors import MaskDMError
 from maskdm.interrupts import StopRequest
 from maskdm.masking import draw_ids_keep
@@ -267,7 +267,9 @@ class PhaseTrainer:
     ) -> Tensor:
         """What is minimised, for each image: `[b]`."""
         network = self.replica if self.plan.positions else partial(self.replica, positions=False)
-        return denoising_loss(network, self.schedule, x_0, t, noise, ids_keep, labels)
+        losses = denoising_loss(network, self.schedule, x_0, t, noise, ids_keep, labels)
+        gamma = self.plan.optimisation.min_snr_gamma
+        return losses if gamma is None else min_snr_weights(self.schedule, t, gamma) * losses
 
     def _add_row(self) -> None:
         self.history.append(

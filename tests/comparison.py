@@ -66,6 +66,7 @@ RECIPE = {
         "decay": 0.3,
         "ema_horizon": 0.1,
         "hflip": 0.0,
+        "min_snr_gamma": None,
     },
 }
 

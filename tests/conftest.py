@@ -86,6 +86,7 @@ RECIPE: dict[str, Any] = {
         "decay": 0.3,
         "ema_horizon": 0.1,
         "hflip": 0.0,
+        "min_snr_gamma": None,
     },
 }
 

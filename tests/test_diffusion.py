@@ -1,9 +1,10 @@
 import pytest
 import torch
+from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from maskdm.config import PatchMask
-from maskdm.diffusion import HeldoutLoss, denoising_loss, epsilon_loss, noise_schedule
+from maskdm.diffusion import HeldoutLoss, denoising_loss, epsilon_loss, min_snr_weights, noise_schedule
 from maskdm.masking import draw_ids_keep
 from maskdm.patches import gather_tokens
 from maskdm.seeding import generator
@@ -58,6 +59,21 @@ def test_a_perfect_denoiser_has_no_loss_and_a_wrong_one_its_error_in_epsilon(
     torch.testing.assert_close(perfect, torch.zeros(4), atol=1e-8, rtol=0)
     wrong = denoising_loss(Oracle(schedule, x_0, noise, error=0.5), schedule, x_0, t, noise)
     torch.testing.assert_close(epsilon_loss(schedule, wrong, t), torch.full((4,), 0.25), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("beta_schedule", SCHEDULES)
+def test_min_snr_weighs_the_error_in_x_0_whatever_the_network_predicts(
+    beta_schedule: str, prediction_type: str
+) -> None:
+    schedule, gamma = noise_schedule(100, beta_schedule, prediction_type), 5.0
+    t = torch.arange(100)
+    snr = compute_snr(schedule, t)
+    abar = schedule.alphas_cumprod
+    # x_t given, x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar) = sqrt(abar) x_t - sqrt(1 - abar) v
+    error_in_x_0 = (1 - abar) / abar if prediction_type == "epsilon" else 1 - abar
+    expected = snr.clamp(max=gamma) * error_in_x_0
+    torch.testing.assert_close(min_snr_weights(schedule, t, gamma), expected, rtol=1e-4, atol=0)
 
 
 def gradients(network: UViT, loss: Tensor) -> dict[str, Tensor]:

@@ -104,6 +104,7 @@ def train(schedule: Any, mask: Mask | None, folder: Path) -> UViT:
         decay=0.5,
         ema_horizon=0.05,
         hflip=0.0,
+        min_snr_gamma=None,
     )
     plan = PhasePlan(
         stage="pretrain",

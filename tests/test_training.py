@@ -13,7 +13,7 @@ from maskdm.checkpoint import load_snapshot, network_sha256, save_checkpoint
 from maskdm.compute import PhasePlan, plan_finetune, plan_pretrain
 from maskdm.config import Params, Recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.diffusion import noise_schedule
+from maskdm.diffusion import min_snr_weights, noise_schedule
 from maskdm.errors import MaskDMError
 from maskdm.optimizers import ema_decay
 from maskdm.training import PhaseTrainer, Row, make_heldout_loss
@@ -312,3 +312,12 @@ def test_the_heldout_loss_is_measured_on_the_averaged_weights(make_trainer: Make
     trainer = make_trainer(heldout_loss=heldout_loss)
     trainer.run()
     assert {id(network) for network in seen} == {id(trainer.ema)}
+
+
+def test_what_is_minimised_is_weighted_by_time_step(make_trainer: MakeTrainer) -> None:
+    optimisation = make_trainer().plan.optimisation.model_copy(update={"min_snr_gamma": 5.0})
+    weighted, plain = make_trainer("weighted", optimisation=optimisation, mask=None), make_trainer("plain", mask=None)
+    x_0, noise, t = torch.zeros(4, 16, 4), torch.randn(4, 16, 4), torch.tensor([0, 30, 60, 99])
+    found, losses = (each._losses_of_images(x_0, t, noise, None, None) for each in (weighted, plain))
+    torch.testing.assert_close(found, min_snr_weights(plain.schedule, t, 5.0) * losses)
+    assert not torch.allclose(found, losses)
