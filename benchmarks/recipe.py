@@ -32,6 +32,7 @@ from maskdm.training import PhaseTrainer, make_heldout_loss
 from maskdm.uvit import UViT
 from pipeline.paths import PREPARED, ROOT
 from pipeline.pretrain import initial_network
+from pipeline.workers import end_with_parent
 
 WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
@@ -164,7 +165,7 @@ def train_all(runs: list[Run]) -> dict[Run, dict[str, float]]:
     """The result of each run, those that are kept and those that are trained now, in parallel."""
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # of the processes that train: one bar for all runs
     with (
-        ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn")) as pool,
+        ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn"), initializer=end_with_parent) as pool,
         tqdm(total=len(runs), unit="run") as bar,
     ):
         results = {}
