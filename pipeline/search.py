@@ -297,7 +297,8 @@ def write_results(found: Search) -> None:
         )
     (best,) = best_trials(study, 1)
     write_best(found.place.reports / "best.yaml", params, phases_of(best, space, params.grid))
-    keys = {f"trials/{number:04d}" for number in trials["trial"]} | set(found.confirmations(study))
+    complete = trials.loc[trials["state"] == "complete", "trial"]  # a pruned one has no record; an earlier study's may
+    keys = {f"trials/{number:04d}" for number in complete} | set(found.confirmations(study))
     remove_records(ROOT, found.place.stage, keys)
 
 
