@@ -150,7 +150,7 @@ def swiss_roll_section(measured: pd.DataFrame) -> str:
             "![samples](study/swiss_roll.png)",
             "![distances](study/swiss_roll_distance.png)",
             f"Sliced Wasserstein distance, mean and range over {seeds} seeds; of as many true points: {floor:.3f}.",
-            _markdown(pd.DataFrame({"steps on pairs": table["step"].astype(str)} | shown)),
+            _markdown(pd.DataFrame({"steps on pairs": table["step"].astype(int).astype(str)} | shown)),
         ]
     )
 
