@@ -7,17 +7,13 @@ distances. Results are kept in `work/benchmarks/recipe/`, so that the same comma
 
 import argparse
 import json
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from benchmarks.distance import Distance
 from maskdm.checkpoint import fingerprint
@@ -27,12 +23,13 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.diffusion import epsilon_loss, noise_schedule
 from maskdm.errors import exit_with_one_line
 from maskdm.files import write_atomically
+from maskdm.records import count_cores
 from maskdm.sampling import sample_images
 from maskdm.training import PhaseTrainer, make_heldout_loss
 from maskdm.uvit import UViT
 from pipeline.paths import PREPARED, ROOT
 from pipeline.pretrain import initial_network
-from pipeline.workers import end_with_parent
+from pipeline.workers import run_all
 
 WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
@@ -147,7 +144,7 @@ def main() -> None:
     seeds = range(chosen.seeds)
     runs = [Run(v, budget, seed) for budget in chosen.budgets for seed in seeds for v in chosen.variants]
     with exit_with_one_line():
-        results = train_all(runs)
+        results = dict(run_all(train, runs, count_cores(), unit="run"))
         print("| change | FLOPs | held-out loss by seed | mean | distance by seed | mean |\n|---|---|---|---|---|---|")
         for variant in chosen.variants:
             for budget in chosen.budgets:
@@ -161,29 +158,14 @@ def main() -> None:
                 print(f"| {' | '.join(cells)} |")
 
 
-def train_all(runs: list[Run]) -> dict[Run, dict[str, float]]:
-    """The result of each run, those that are kept and those that are trained now, in parallel."""
-    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}  # of the processes that train: one bar for all runs
-    with (
-        ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn"), initializer=end_with_parent) as pool,
-        tqdm(total=len(runs), unit="run") as bar,
-    ):
-        results = {}
-        futures = {pool.submit(train, run): run for run in runs}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
-            bar.update()
-    return results
-
-
-def train(run: Run) -> dict[str, float]:
-    """`heldout_loss` and `distance` of one run."""
+def train(run: Run) -> tuple[Run, dict[str, float]]:
+    """The run with its `heldout_loss` and `distance`, kept or measured now."""
     result = run.folder() / "result.json"
     if not result.is_file():
         row = {"variant": run.variant, "budget": run.budget, "seed": run.seed} | measure(run)
         write_atomically(result, lambda file: file.write(json.dumps(row).encode()))
     found: dict[str, float] = json.loads(result.read_bytes())
-    return found
+    return run, found
 
 
 def measure(run: Run) -> dict[str, float]:
