@@ -97,8 +97,12 @@ def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
     table = pd.read_csv(project / "reports" / "study" / "throughput.csv").set_index("arm")
     assert set(table.index) == {"scratch", "patches"}
     assert table["visible_tokens"].to_dict() == {"scratch": 16, "patches": 4}
-    assert table.loc["scratch", "of_flop_ideal"] == pytest.approx(1, abs=0.5)  # twice the same, on a noisy machine
-    assert (table[["images_per_second", "flops_per_second"]] > 0).all(axis=None)
+    # How fast this machine was just now is no property to hold: what the columns say of one another is.
+    assert (table[["images_per_second", "of_flop_ideal"]] > 0).all(axis=None)
+    tokens_per_image = table["tokens_per_second"] / table["images_per_second"]
+    assert tokens_per_image.tolist() == pytest.approx(table["visible_tokens"].tolist(), rel=1e-4)
+    flops_per_image = table["flops_per_second"] / table["images_per_second"]
+    assert flops_per_image["patches"] < 0.5 * flops_per_image["scratch"]  # a quarter of the tokens, and the rest
 
 
 @pytest.mark.parametrize(
