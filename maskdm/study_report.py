@@ -23,8 +23,9 @@ HEAD = """\
 `make study` makes this page from [`study/params.yaml`](../study/params.yaml), `params.yaml` and the records in \
 `records/study/`. Within a part every arm spends the same training compute, masked phases counted in, with every \
 seed. An arm is compared with the baseline **of the same seed** (the same first weights, order of images and held-out \
-noise); intervals are 95 % percentile bootstrap intervals of the mean over the seeds, which with so few seeds are \
-narrower than the truth. "Lower" and "higher" are said only where the interval leaves zero out.\
+noise); intervals are 95 % percentile bootstrap intervals of the mean over the seeds. "Lower" and "higher" are said \
+only where the interval leaves zero out. With three seeds it is their whole range, and chance alone puts all three on \
+one side of zero one time in four: where many arms are compared, some are called lower or higher that are not.\
 """
 
 
