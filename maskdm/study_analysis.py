@@ -161,22 +161,25 @@ def _costs(record: Record, machine: Machine | None) -> dict[str, float]:
     }
 
 
-def mean_curve(measured: pd.DataFrame, arm: str, measure: str, points: int = 60) -> pd.DataFrame:
-    """An arm's curve over its seeds: train_flops, mean, low, high at evenly spaced compute that all seeds reached.
+def mean_curve(measured: pd.DataFrame, arm: str, measure: str, cost: str, points: int = 60) -> pd.DataFrame:
+    """An arm's curve over its seeds: cost, mean, low, high at evenly spaced costs that all seeds reached.
 
     Args:
         measured: what `curves` returns.
         arm: the arm.
         measure: a column of `measured`.
+        cost: another one, `train_flops` or `train_seconds`; without a row where it is not known.
         points: of the common axis.
     """
-    own = measured[measured["arm"] == arm].dropna(subset=measure)
+    own = measured[measured["arm"] == arm].dropna(subset=[measure, cost])
     by_seed = [curve for _, curve in own.groupby("seed")]
-    start = max(curve["train_flops"].iloc[0] for curve in by_seed)
-    end = min(curve["train_flops"].iloc[-1] for curve in by_seed)
+    if not by_seed:
+        return pd.DataFrame(columns=[cost, "mean", "low", "high"])
+    start = max(curve[cost].iloc[0] for curve in by_seed)
+    end = min(curve[cost].iloc[-1] for curve in by_seed)
     rows = []
-    for flops in np.linspace(start, end, points):
-        values = [value_at(curve["train_flops"], curve[measure], flops) for curve in by_seed]
+    for spent in np.linspace(start, end, points):
+        values = [value_at(curve[cost], curve[measure], spent) for curve in by_seed]
         low, high = interval(values)
-        rows.append({"train_flops": flops, "mean": float(np.mean(values)), "low": low, "high": high})
+        rows.append({cost: spent, "mean": float(np.mean(values)), "low": low, "high": high})
     return pd.DataFrame(rows)

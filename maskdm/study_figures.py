@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from maskdm.figures import WIDTH, arm_colors, cost_axis
 from maskdm.study_analysis import AGAINST, mean_curve
 
+COSTS = ("train_flops", "train_seconds")
 CHANGES = {"heldout_loss": "held-out loss", "distance": "distance to real images"}
 
 
@@ -38,22 +39,23 @@ def against_baseline(summary: pd.DataFrame, table: pd.DataFrame, baseline: str) 
 
 
 def mean_curves(measured: pd.DataFrame, baseline: str) -> Figure:
-    """Held-out loss and distance against compute: the mean over the seeds, and its interval as a band.
+    """Held-out loss and distance against compute and against time: the mean over the seeds, its interval as a band.
 
     Args:
         measured: what `study_analysis.curves` returns.
         baseline: the arm drawn in dark grey.
     """
     colors = arm_colors(list(measured["arm"].unique()), baseline)
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    for axes, (measure, name) in zip(figure.subplots(1, 2), CHANGES.items(), strict=True):
-        factor = cost_axis(axes, measured["train_flops"].max(), "train_flops")
-        for arm, color in colors.items():
-            curve = mean_curve(measured, arm, measure)
-            axes.plot(curve["train_flops"] / factor, curve["mean"], color=color, label=arm)
-            axes.fill_between(curve["train_flops"] / factor, curve["low"], curve["high"], color=color, alpha=0.2, lw=0)
-        axes.set_yscale("log")
-        axes.set_ylabel(name)
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    for row, cost in zip(figure.subplots(2, 2, sharey="col"), COSTS, strict=True):
+        for axes, (measure, name) in zip(row, CHANGES.items(), strict=True):
+            factor = cost_axis(axes, measured[cost].max(), cost)
+            for arm, color in colors.items():
+                curve = mean_curve(measured, arm, measure, cost)
+                spent = curve[cost] / factor
+                axes.plot(spent, curve["mean"], color=color, label=arm)
+                axes.fill_between(spent, curve["low"], curve["high"], color=color, alpha=0.2, lw=0)
+            axes.set_ylabel(name)
     _zoom(figure.axes[0], measured, baseline)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
@@ -87,8 +89,8 @@ def _percent(shares: pd.Series) -> np.ndarray:
 
 
 def _zoom(axes: Axes, measured: pd.DataFrame, baseline: str) -> None:
-    """Show the baseline's second half of the loss, not the height of pre-training."""
+    """Show what the baseline's loss does from a quarter of its compute on, not the height of pre-training."""
     losses = measured.dropna(subset="heldout_loss")
     base = losses[losses["arm"] == baseline]
-    half = base.loc[base["train_flops"] >= 0.25 * base["train_flops"].max(), "heldout_loss"].max()
-    axes.set_ylim(0.97 * losses["heldout_loss"].min(), 1.3 * half)
+    quarter = base.loc[base["train_flops"] >= 0.25 * base["train_flops"].max(), "heldout_loss"].max()
+    axes.set_ylim(0.97 * losses["heldout_loss"].min(), 1.03 * quarter)

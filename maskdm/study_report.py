@@ -16,6 +16,7 @@ from maskdm.study_analysis import AGAINST, rank_agreement
 from maskdm.units import four_digits, percent, si
 
 NOTHING = "-"
+COSTS = {"compute_to_target": "compute", "seconds_to_target": "seconds"}
 LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute": "scratch, equal compute"}
 HEAD = """\
 # When and how much masked pre-training pays
@@ -205,9 +206,15 @@ def _change(row: Row, measure: str) -> str:
 def _to_target(row: Row, baseline: str) -> str:
     if math.isinf(row["compute_to_target"]):
         return f"`{baseline}`'s final loss not reached with every seed"
-    low, high = row["compute_to_target_low"], row["compute_to_target_high"]
+    costs = [f"{_share(row, cost)} of its {noun}" for cost, noun in COSTS.items() if not math.isnan(row[cost])]
+    return f"`{baseline}`'s final loss reached with {' and '.join(costs)}"
+
+
+def _share(row: Row, measure: str) -> str:
+    """`94 % (93 % to 95 %)`."""
+    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
     span = "" if math.isnan(low) else f" ({percent(low)} to {percent(high)})"
-    return f"`{baseline}`'s final loss reached with {percent(row['compute_to_target'])} of its compute{span}"
+    return f"{percent(row[measure])}{span}"
 
 
 def _table(summary: pd.DataFrame, baseline: str, metric: str) -> str:

@@ -12,7 +12,7 @@ from maskdm import figures, study_figures, study_report
 from maskdm.config import MaskedPhase, PatchMask, Phase
 from maskdm.records import Machine, Record
 from maskdm.study import Part
-from maskdm.study_analysis import AGAINST, curves, interval, rank_agreement, summary, trials
+from maskdm.study_analysis import AGAINST, curves, interval, mean_curve, rank_agreement, summary, trials
 
 MASKED = MaskedPhase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16)
 PART = Part(
@@ -107,7 +107,8 @@ def test_the_report_says_lower_higher_and_not_reached(records: list[tuple[Record
     )
     assert "The lowest: `better`: held-out loss 10.0 % lower" in answer.in_short
     assert "`better`: held-out loss 10.0 % lower (10.0 to 10.0), distance 10.0 % lower" in text
-    assert "`scratch`'s final loss reached with 90 % of its compute" in text
+    at_ninety = "90 % (90 % to 90 %) of its"
+    assert f"`scratch`'s final loss reached with {at_ninety} compute and {at_ninety} seconds" in text
     assert "`worse`: held-out loss 20.0 % higher" in text
     assert "`scratch`'s final loss not reached with every seed" in text
     assert "Kendall's W = 1.00 by held-out loss" in text
@@ -126,7 +127,18 @@ def test_every_figure_can_be_drawn(records: list[tuple[Record, Machine]]) -> Non
         dots = study_figures.against_baseline(summary(table), table, "scratch")
         lines = study_figures.mean_curves(measured, "scratch")
     assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == ["better", "worse"]
-    assert len(lines.axes[0].lines) == 3
+    assert [len(axes.lines) for axes in lines.axes] == [3, 3, 3, 3]  # two measures against two costs
+
+
+def test_a_mean_curve_is_the_mean_of_its_seeds_at_equal_cost(records: list[tuple[Record, Machine]]) -> None:
+    measured = curves("toy", PART, records)
+    mean = sum(NOISE.values()) / 3
+    for cost, budget in (("train_flops", 1e12), ("train_seconds", 100.0)):
+        curve = mean_curve(measured, "better", "heldout_loss", cost)
+        assert curve[cost].iloc[[0, -1]].tolist() == pytest.approx([0.1 * budget, budget])
+        assert curve["mean"].iloc[[0, -1]].tolist() == pytest.approx([0.9 * mean / 0.1, 0.9 * mean])
+        assert curve["low"].iloc[-1] <= curve["mean"].iloc[-1] <= curve["high"].iloc[-1]
+    assert mean_curve(measured.assign(train_seconds=math.nan), "better", "heldout_loss", "train_seconds").empty
 
 
 def test_the_swiss_rolls_looks_are_compared_at_equal_steps_and_at_equal_compute() -> None:
