@@ -32,7 +32,7 @@ one side of zero one time in four: where many arms are compared, some are called
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page says of one part."""
+    """What the page says to one question."""
 
     in_short: str  # a line for the top of the page
     section: str
@@ -63,7 +63,7 @@ def answer(
         _table(summary, part.baseline, metric),
         f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
     ]
-    return Answer(f"*{part.question}* {found}", "\n\n".join(section))
+    return _answer(part.question, found, section)
 
 
 def in_short(answers: Sequence[str]) -> str:
@@ -110,7 +110,7 @@ def missing(names: Sequence[str]) -> str:
     return f"## Not run yet\n\n{commands}" if names else ""
 
 
-def throughput_section(table: pd.DataFrame) -> str:
+def throughput_answer(table: pd.DataFrame) -> Answer:
     """Speed and memory of a training step by mask."""
     shown = pd.DataFrame(
         {
@@ -123,14 +123,24 @@ def throughput_section(table: pd.DataFrame) -> str:
             "memory": [si(value, "B") for value in table["memory_bytes"]],
         }
     )
-    return (
-        "## How fast, and in how much memory, is a step with each mask?\n\n"
-        "Measured one at a time; the FLOP-ideal is a masked image that is as much faster as it has fewer FLOPs.\n\n"
-        f"![throughput](study/throughput.png)\n\n{_markdown(shown)}"
+    question = "How fast, and in how much memory, is a step with each mask?"
+    masked = table[table["effective_mask_ratio"] > 0]
+    dense = table.loc[table["effective_mask_ratio"] == 0, "memory_bytes"].iloc[0]
+    found = (
+        f"Masked steps reach {_span(masked['of_flop_ideal'])} of the images/s that their FLOPs promise, in "
+        f"{_span(masked['memory_bytes'] / dense)} of the memory of dense ones."
     )
+    section = [
+        f"## {question}",
+        f"**{found}**",
+        "Measured one at a time; the FLOP-ideal is a masked image that is as much faster as it has fewer FLOPs.",
+        "![throughput](study/throughput.png)",
+        _markdown(shown),
+    ]
+    return _answer(question, found, section)
 
 
-def swiss_roll_section(measured: pd.DataFrame) -> str:
+def swiss_roll_answer(measured: pd.DataFrame) -> Answer:
     """The paper's Figure 1 in numbers.
 
     Args:
@@ -143,18 +153,21 @@ def swiss_roll_section(measured: pd.DataFrame) -> str:
     }
     last = {column: table[column].iloc[-1][0] for column in LOOKS}
     floor = measured.loc[measured["arm"] == FLOOR, "sliced_wasserstein"].mean()
-    return "\n\n".join(
-        [
-            "## Do single coordinates prepare a network for the Swiss roll?",
-            "The paper: pre-trained on them, it is shaped into the roll in far fewer steps (Figure 1).",
-            f"**At the end the pre-trained network's distance is {percent(last['pretrained'] / last['steps'])} of "
-            f"scratch's at equal steps, and {percent(last['pretrained'] / last['compute'])} at equal compute.**",
-            "![samples](study/swiss_roll.png)",
-            "![distances](study/swiss_roll_distance.png)",
-            f"Sliced Wasserstein distance, mean and range over {seeds} seeds; of as many true points: {floor:.3f}.",
-            _markdown(pd.DataFrame({"steps on pairs": table["step"].astype(int).astype(str)} | shown)),
-        ]
+    question = "Do single coordinates prepare a network for the Swiss roll?"
+    found = (
+        f"At the end the pre-trained network's distance is {percent(last['pretrained'] / last['steps'])} of scratch's "
+        f"at equal steps, and {percent(last['pretrained'] / last['compute'])} at equal compute."
     )
+    section = [
+        f"## {question}",
+        "The paper: pre-trained on them, it is shaped into the roll in far fewer steps (Figure 1).",
+        f"**{found}**",
+        "![samples](study/swiss_roll.png)",
+        "![distances](study/swiss_roll_distance.png)",
+        f"Sliced Wasserstein distance, mean and range over {seeds} seeds; of as many true points: {floor:.3f}.",
+        _markdown(pd.DataFrame({"steps on pairs": table["step"].astype(int).astype(str)} | shown)),
+    ]
+    return _answer(question, found, section)
 
 
 def equal_looks(measured: pd.DataFrame) -> pd.DataFrame:
@@ -173,12 +186,20 @@ def equal_looks(measured: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def search_section(verdict: str, arms: pd.DataFrame) -> str:
+def search_answer(verdict: str, arms: pd.DataFrame) -> Answer:
     """What the large search found, with a link to its page."""
-    return (
-        f"## What does a search find?\n\n**{verdict}**\n\n{_markdown(arms)}\n\n"
-        "Its trials and figures: [study/search/search.md](study/search/search.md)."
-    )
+    question = "What does a search find?"
+    section = [
+        f"## {question}",
+        f"**{verdict}**",
+        _markdown(arms),
+        "Its trials and figures: [study/search/search.md](study/search/search.md).",
+    ]
+    return _answer(question, verdict, section)
+
+
+def _answer(question: str, found: str, section: Sequence[str]) -> Answer:
+    return Answer(f"*{question}* {found}", "\n\n".join(section))
 
 
 def _rows(frame: pd.DataFrame) -> list[Row]:
@@ -215,6 +236,10 @@ def _share(row: Row, measure: str) -> str:
     low, high = row[f"{measure}_low"], row[f"{measure}_high"]
     span = "" if math.isnan(low) else f" ({percent(low)} to {percent(high)})"
     return f"{percent(row[measure])}{span}"
+
+
+def _span(shares: pd.Series) -> str:
+    return f"{percent(shares.min())} to {percent(shares.max())}"
 
 
 def _table(summary: pd.DataFrame, baseline: str, metric: str) -> str:

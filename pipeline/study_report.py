@@ -22,11 +22,12 @@ def main() -> None:
         parts, records = load_block(Parts, "parts", STUDY).root, read_records(ROOT, ("study",))
         done = {name: part for name, part in parts.items() if is_complete(name, part, records)}
         written = [write_part(name, part, records) for name, part in done.items()]
+        others = ((STUDY_REPORTS / file, write) for file, write in OTHERS)
+        written += [write(pd.read_csv(path)) for path, write in others if path.is_file()]
         page = [
             study_report.HEAD,
             study_report.in_short([text.in_short for text in written]),
             *(text.section for text in written),
-            *(write(pd.read_csv(STUDY_REPORTS / file)) for file, write in OTHERS if (STUDY_REPORTS / file).is_file()),
             study_report.missing([name for name in parts if name not in done]),
         ]
         write_text(REPORT, "\n\n".join(filter(None, page)) + "\n")
@@ -62,22 +63,22 @@ def draw(name: str, part: Part, measured: pd.DataFrame, table: pd.DataFrame, mea
         return drawn | {f"{name}_against": study_figures.against_baseline(means, table, part.baseline)}
 
 
-def write_throughput(table: pd.DataFrame) -> str:
-    """Draw the measured throughput; returns its section of the report."""
+def write_throughput(table: pd.DataFrame) -> study_report.Answer:
+    """Draw the measured throughput; returns what the report says of it."""
     with figures.style():
         figures.save(study_figures.throughput(table), STUDY_REPORTS / "throughput")
-    return study_report.throughput_section(table)
+    return study_report.throughput_answer(table)
 
 
-def write_search(confirmed: pd.DataFrame) -> str:
-    """The section on the large search, which has a page of its own."""
-    return study_report.search_section(search_report.verdict(confirmed), search_report.arms_table(confirmed))
+def write_search(confirmed: pd.DataFrame) -> study_report.Answer:
+    """What the report says of the large search, which has a page of its own."""
+    return study_report.search_answer(search_report.verdict(confirmed), search_report.arms_table(confirmed))
 
 
 # Tables of other stages, and what writes their sections.
 OTHERS = (
     ("throughput.csv", write_throughput),
-    ("swiss_roll.csv", study_report.swiss_roll_section),
+    ("swiss_roll.csv", study_report.swiss_roll_answer),
     ("search/confirmation.csv", write_search),
 )
 

@@ -152,6 +152,19 @@ def test_the_swiss_rolls_looks_are_compared_at_equal_steps_and_at_equal_compute(
         ("real vs real", None, None, 0.01),
     ]
     measured = pd.DataFrame(rows, columns=["arm", "step", "train_flops", "sliced_wasserstein"]).assign(seed=0)
-    text = study_report.swiss_roll_section(measured.astype({"step": "Int64"}))
+    text = study_report.swiss_roll_answer(measured.astype({"step": "Int64"})).section
     assert "25 % of scratch's at equal steps, and 50 % at equal compute" in text
     assert re.search(r"10 +\| +0.200 .*\| +0.800 .*\| +0.500 ", text)
+
+
+def test_throughput_is_said_of_masked_steps_against_dense_ones() -> None:
+    columns = ["arm", "effective_mask_ratio", "batch_size", "images_per_second", "tokens_per_second", "of_flop_ideal"]
+    rows = [
+        ("scratch", 0.0, 32, 100.0, 6400.0, 1.04),
+        ("a", 0.5, 64, 200.0, 6400.0, 0.9),
+        ("b", 0.9, 256, 800.0, 5e3, 1.0),
+    ]
+    answer = study_report.throughput_answer(pd.DataFrame(rows, columns=columns).assign(memory_bytes=[1e8, 1.1e8, 8e7]))
+    assert (
+        "Masked steps reach 90 % to 100 % of the images/s that their FLOPs promise, in 80 % to 110 %" in answer.in_short
+    )
