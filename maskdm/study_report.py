@@ -100,7 +100,7 @@ def agreement(table: pd.DataFrame) -> str:
         return "One seed, so whether the ranking would hold with another one is not known."
     return (
         f"The seeds agree on the ranking of the arms with Kendall's W = {loss:.2f} by held-out loss and "
-        f"{distance:.2f} by distance (1: all alike)."
+        f"{distance:.2f} by distance (1: all alike; by chance about {1 / table['seed'].nunique():.2f})."
     )
 
 
