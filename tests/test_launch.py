@@ -78,7 +78,8 @@ def test_an_interrupted_training_of_two_processes_goes_on_and_ends_like_that_of_
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130, said
-    assert len(re.findall(r"interrupted: saved at step \d+ of \d+; the same command goes on", said)) == 1
+    # Between two phases, where all is saved already, there is no step to name.
+    assert len(re.findall(r"interrupted: (saved at step \d+ of \d+; )?the same command goes on", said)) == 1
     assert "Traceback" not in said
 
     launched(project, "pretrain", "staged")
