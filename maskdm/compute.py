@@ -3,7 +3,7 @@
 import copy
 import math
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskdm.config import (
     BUDGET_TOLERANCE,
     Data,
+    Handover,
     Mask,
     MaskedPhase,
     Model,
@@ -47,6 +48,19 @@ class PhasePlan:
     start_flops: float
     heldout_steps: tuple[int, ...]  # after which the held-out loss is measured; the last step is one of them
     snapshot_steps: dict[int, float]  # step -> share of the budget, of the snapshots before the arm's end
+    handover: Handover | None  # what the next phase starts from; None: there is none
+    # The schedule of learning rate and EMA, counted in compute and given in steps of this phase.
+    schedule_offset: float  # what is behind it when this phase begins: 0, or the phases that it goes on from
+    schedule_steps: float  # its whole length
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it starts from the whole state of the phase before."""
+        return self.schedule_offset > 0
+
+    def schedule_place(self, step: int) -> tuple[float, float]:
+        """Where in its schedule `step` is, and how long that is, in steps of this phase."""
+        return self.schedule_offset + step, self.schedule_steps
 
     @property
     def step_flops(self) -> float:
@@ -110,9 +124,11 @@ def optimizer_flops(network: UViT, settings: Optimisation) -> float:
 def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, ...]:
     """The phases of `pretrain.<key>`, each with its share of the budget in whole steps."""
     plans: list[PhasePlan] = []
-    for phase in params.pretrain[key]:
-        before = plans[-1] if plans else None
-        plans.append(_plan_phase(params, recipe, phase, phase.share * params.budget.train_flops, before))
+    phases = params.pretrain[key]
+    for place, phase in enumerate(phases):
+        flops, before = phase.share * params.budget.train_flops, plans[-1] if plans else None
+        schedule_end = _schedule_end(phases, place, recipe) * params.budget.train_flops
+        plans.append(_plan_phase(params, recipe, phase, flops, before, schedule_end))
     return tuple(plans)
 
 
@@ -125,7 +141,7 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     pretrain = plan_pretrain(params, recipe, params.arms[arm].pretrain)
     before = pretrain[-1] if pretrain else None
     rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
-    plan = _plan_phase(params, recipe, params.arms[arm].finetune, rest, before)
+    plan = _plan_phase(params, recipe, params.arms[arm].finetune, rest, before, params.budget.train_flops)
     missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
     if missed > BUDGET_TOLERANCE / 2:
         raise MaskDMError(
@@ -135,15 +151,43 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     return plan
 
 
-def _plan_phase(params: Params, recipe: Recipe, phase: Phase, flops: float, before: PhasePlan | None) -> PhasePlan:
-    """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step."""
-    mask, positions = (phase.mask, phase.positions) if isinstance(phase, MaskedPhase) else (None, True)
+def _schedule_end(phases: Sequence[MaskedPhase], place: int, recipe: Recipe) -> float:
+    """The share of the budget at which the schedule of a masked phase ends: with the next to hand over only weights."""
+    for last in range(place, len(phases)):
+        if _handover(phases[last], recipe) == "weights":
+            return sum(phase.share for phase in phases[: last + 1])
+    return 1.0
+
+
+def _handover(phase: MaskedPhase, recipe: Recipe) -> Handover:
+    return phase.handover or recipe.handover
+
+
+def _plan_phase(
+    params: Params,
+    recipe: Recipe,
+    phase: Phase,
+    flops: float,
+    before: PhasePlan | None,
+    schedule_end: float,
+) -> PhasePlan:
+    """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step.
+
+    Its schedule ends when the arm has spent `schedule_end` FLOPs.
+
+    Raises:
+        MaskDMError: it would go on with the state of another optimiser.
+    """
+    masked = phase if isinstance(phase, MaskedPhase) else None
+    mask, positions = (masked.mask, masked.positions) if masked else (None, True)
     optimisation = phase.optimisation(recipe)
     num_tokens = mask.num_keep(params.grid) if mask else math.prod(params.grid)
     flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, num_tokens)
     step_flops = phase.batch_size * flops_per_image + update_flops
     steps = max(1 if mask else 0, round(flops / step_flops))
     start_flops = before.train_flops(before.steps) if before else 0.0
+    schedule_start = _schedule_start(before, optimisation) if before else 0.0
+    schedule_offset = (start_flops - schedule_start) / step_flops
     return PhasePlan(
         stage="pretrain" if mask else "finetune",
         index=before.index + 1 if before else 0,
@@ -159,7 +203,22 @@ def _plan_phase(params: Params, recipe: Recipe, phase: Phase, flops: float, befo
         start_flops=start_flops,
         heldout_steps=_heldout_steps(params, start_flops, step_flops, steps),
         snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, step_flops, steps),
+        handover=_handover(masked, recipe) if masked else None,
+        schedule_offset=schedule_offset,
+        schedule_steps=max(schedule_offset + steps, (schedule_end - schedule_start) / step_flops),
     )
+
+
+def _schedule_start(before: PhasePlan, optimisation: Optimisation) -> float:
+    """The FLOPs of the arm at which the schedule of the phase behind `before` begins."""
+    if before.handover == "weights":
+        return before.train_flops(before.steps)
+    if before.optimisation.optimizer != optimisation.optimizer:
+        raise MaskDMError(
+            f"handover=state from optimizer={before.optimisation.optimizer} to {optimisation.optimizer}; allowed: "
+            "one optimizer, or handover=weights"
+        )
+    return before.start_flops - before.schedule_offset * before.step_flops
 
 
 @cache  # counting takes a third of a second, and a search plans the same phases again and again

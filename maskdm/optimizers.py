@@ -27,7 +27,7 @@ def make_optimizers(network: UViT, settings: Optimisation) -> list[Optimizer]:
 
 
 def update(
-    network: UViT, ema: UViT, optimizers: list[Optimizer], settings: Optimisation, step: int, steps: int
+    network: UViT, ema: UViT, optimizers: list[Optimizer], settings: Optimisation, step: float, steps: float
 ) -> Tensor:
     """End a step: clip, update, clear the gradients, average the weights.
 
@@ -36,8 +36,8 @@ def update(
         ema: its averaged weights.
         optimizers: of `make_optimizers`.
         settings: of the phase.
-        step: from 1; beyond `steps` the learning rate and the averaging stay, if the phase has no decay.
-        steps: that the phase's shares refer to.
+        step: from 1; beyond `steps` the learning rate and the averaging stay, if the schedule has no decay.
+        steps: of the schedule, that the shares refer to; with `step` in units of this phase's own steps.
 
     Returns:
         The norm of the gradient before it was clipped.
@@ -53,14 +53,14 @@ def update(
     return norm.detach()
 
 
-def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
+def learning_rate(settings: Optimisation, step: float, steps: float) -> float:
     """At `step` (from 1) of `steps`: a linear rise to the peak, a plateau, a linear fall to 0."""
     rise = step / max(1.0, settings.warmup * steps)
-    fall = (steps - step + 1) / (settings.decay * steps) if settings.decay else 1.0
+    fall = max(0.0, steps - step + 1) / (settings.decay * steps) if settings.decay else 1.0
     return settings.lr * min(1.0, rise, fall)
 
 
-def ema_decay(settings: Optimisation, step: int, steps: int) -> float:
+def ema_decay(settings: Optimisation, step: float, steps: float) -> float:
     """After `step` (from 1) of `steps`: averages over a share of the steps, over fewer at the start."""
     return min(1 - 1 / max(1.0, settings.ema_horizon * steps), (1 + step) / (10 + step))
 

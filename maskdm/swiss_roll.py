@@ -9,7 +9,7 @@ from pydantic import model_validator
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from maskdm.config import Optimisation, Positive, Recipe, Sampling, Schema, load_block
+from maskdm.config import Handover, Optimisation, Positive, Recipe, Sampling, Schema, load_block
 
 ANGLES = (1.5 * torch.pi, 4.5 * torch.pi)  # radians at the inner and at the outer end: scikit-learn's Swiss roll
 DIRECTIONS = 32  # of the lines that a distance projects on
@@ -29,6 +29,7 @@ class ConstantRate(Optimisation):
 class RollRecipe(Recipe):
     """What the network predicts and how it is optimised, in all phases of both arms."""
 
+    handover: ClassVar[Handover] = "weights"  # type: ignore[misc]  # what is looked at before the first pair
     optimisation: ConstantRate
 
 

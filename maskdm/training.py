@@ -37,6 +37,7 @@ from maskdm.uvit import UViT
 CHECKPOINT_SECONDS = 30.0  # the most work that a kill can cost
 
 Row = dict[str, float]
+State = dict[str, Any]  # `network`, `ema` and `optimizers`: their state dicts
 LogHistory = Callable[[list[Row]], None]
 
 
@@ -45,6 +46,7 @@ class PhaseResult:
     """What a finished phase leaves behind."""
 
     network: UViT  # EMA weights
+    state: State  # for a phase that goes on from more than those
     history: list[Row]  # one row per measured held-out loss
     seconds: list[float]  # training time at each row, from the start of the phase, without measuring and saving
 
@@ -85,7 +87,7 @@ class PhaseTrainer:
     """Trains `network` in place through one phase.
 
     Args:
-        network: on the device to train on; it holds the weights to start from.
+        network: on the device to train on; it holds the weights to start from, if there is no `before`.
         schedule: noise schedule, which also says what the network predicts.
         data: the prepared images.
         plan: the phase.
@@ -95,6 +97,7 @@ class PhaseTrainer:
         log: called with all rows so far whenever they are safe in a checkpoint.
         watch: called with each row as it is measured, once more after a resume; may raise to end the training.
         processes: those that share each batch; all of them train, the main one writes.
+        before: the state of the phase before, if the plan goes on from that.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class PhaseTrainer:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         processes: Processes = ALONE,
         watch: Callable[[Row], None] = lambda _: None,
+        before: State | None = None,
     ) -> None:
         self.network, self.schedule, self.data, self.plan = network, schedule, data, plan
         self.heldout_loss, self.seed, self.folder, self.log, self.watch = heldout_loss, seed, folder, log, watch
@@ -127,6 +131,8 @@ class PhaseTrainer:
         self._train_seconds = 0.0
         self._losses: list[Tensor] = []  # of the steps since the last row; read only when a row or checkpoint is due
         self._grad_norms: list[Tensor] = []
+        if before:
+            self._load(before)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -153,7 +159,7 @@ class PhaseTrainer:
             loader.close()
         if self.processes.is_main:
             self.log(self.history)
-        return PhaseResult(self.ema, self.history, self.seconds)
+        return PhaseResult(self.ema, self._state(), self.history, self.seconds)
 
     def train_step(self, images: Tensor, labels: Tensor | None) -> None:
         """One optimiser step on this process's share, uint8 `[b, C, H, W]`, of the batch of step `self.step + 1`."""
@@ -170,17 +176,14 @@ class PhaseTrainer:
         loss = loss * (len(x_0) * self.processes.count / whole)
         loss.backward()
         self._losses.append(self.processes.mean(loss.detach()))
-        plan = self.plan
-        norm = update(self.network, self.ema, self.optimizers, plan.optimisation, self.step, plan.steps)
-        self._grad_norms.append(norm)
+        place = self.plan.schedule_place(self.step)
+        self._grad_norms.append(update(self.network, self.ema, self.optimizers, self.plan.optimisation, *place))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed phase needs; what is drawn at random needs nothing."""
         return {
+            **self._state(),
             "step": self.step,
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "history": self.history,
             "seconds": self.seconds,
             "train_seconds": self._train_seconds,
@@ -195,10 +198,7 @@ class PhaseTrainer:
             MaskDMError: the state is of another network or another version.
         """
         try:
-            self.network.load_state_dict(state["network"])
-            self.ema.load_state_dict(state["ema"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            self._load(state)
         except (KeyError, ValueError, RuntimeError) as error:
             raise MaskDMError(
                 f"{self.checkpoint_path}: does not fit this network ({' '.join(str(error).split())}); "
@@ -210,6 +210,20 @@ class PhaseTrainer:
             state["losses"],
             state["grad_norms"],
         )
+
+    def _state(self) -> State:
+        return {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def _load(self, state: State) -> None:
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            # Moments only: weight decay and the like are this phase's own, not those of the phase before.
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
 
     def _train(self, loader: BatchLoader, stop: StopRequest, bar: "tqdm[Any]") -> None:
         self.network.train()
@@ -279,7 +293,7 @@ class PhaseTrainer:
                 "images_seen": self.plan.images_seen(self.step),
                 "train_flops": self.plan.train_flops(self.step),
                 "loss": torch.stack(self._losses).mean().item(),
-                "lr": learning_rate(self.plan.optimisation, self.step, self.plan.steps),
+                "lr": learning_rate(self.plan.optimisation, *self.plan.schedule_place(self.step)),
                 "grad_norm": torch.stack(self._grad_norms).mean().item(),
                 "heldout_loss": self.heldout_loss(self.ema),
             }

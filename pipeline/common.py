@@ -140,6 +140,7 @@ def mask_params(plan: PhasePlan | None) -> dict[str, Any]:
         "mask.effective_ratio": removed,
         "mask.size": _size(mask),
         "mask.positions": plan.positions if plan else True,
+        "mask.handover": plan.handover if plan and mask else "none",
     }
 
 

@@ -1,13 +1,13 @@
-"""DVC stage `finetune@<arm>`: all tokens visible, from the arm's pre-trained weights, with the rest of its budget."""
+"""DVC stage `finetune@<arm>`: all tokens visible, from the arm's pre-training, with the rest of its budget."""
 
 import sys
 
-from maskdm.checkpoint import load_snapshot
+from maskdm.checkpoint import load_checkpoint, load_snapshot
 from maskdm.compute import plan_finetune
-from maskdm.errors import exit_with_one_line
+from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.processes import started_processes
 from pipeline.common import Project, chosen_key
-from pipeline.paths import weights_folder
+from pipeline.paths import state_file, weights_folder
 from pipeline.training import run_stage
 
 
@@ -16,9 +16,12 @@ def main() -> None:
     with exit_with_one_line(), started_processes() as processes:
         project = Project.open(processes)
         arm = chosen_key(sys.argv, project.params.arms)
-        plan = plan_finetune(project.params, project.recipe, arm)
-        network = load_snapshot(weights_folder("pretrain", project.params.arms[arm].pretrain), project.device)
-        run_stage(project, "finetune", arm, arm, (plan,), network)
+        plan, key = plan_finetune(project.params, project.recipe, arm), project.params.arms[arm].pretrain
+        network = load_snapshot(weights_folder("pretrain", key), project.device)
+        before = load_checkpoint(state_file(key), project.device) if plan.goes_on else None
+        if plan.goes_on and before is None:
+            raise MaskDMError(f"{state_file(key)}: no such file; `dvc repro pretrain@{key}` writes it")
+        run_stage(project, "finetune", arm, arm, (plan,), network, before)
 
 
 if __name__ == "__main__":

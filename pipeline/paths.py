@@ -20,6 +20,11 @@ def weights_folder(stage: str, key: str) -> Path:
     return ROOT / "runs" / stage / key / "weights"
 
 
+def state_file(key: str) -> Path:
+    """The whole state at the end of a pre-training that hands it over."""
+    return ROOT / "runs" / "pretrain" / key / "state.pt"
+
+
 def snapshots_folder(stage: str, key: str) -> Path:
     """Snapshots of a training stage."""
     return ROOT / "runs" / stage / key / "snapshots"

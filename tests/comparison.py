@@ -56,6 +56,7 @@ RECIPE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
+    "handover": "state",
     "optimisation": {
         "optimizer": "adamw",
         "lr": 2e-3,

@@ -76,6 +76,7 @@ RECIPE: dict[str, Any] = {
     "num_train_timesteps": 100,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
+    "handover": "state",
     "optimisation": {
         "optimizer": "adamw",
         "lr": 2e-3,

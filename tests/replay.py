@@ -75,6 +75,8 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
             steps=STEPS,
             heldout_steps=(STEPS // 2, STEPS),
             snapshot_steps={},
+            schedule_offset=0.0,
+            schedule_steps=STEPS,
         )
         plan = replace(plan, optimisation=plan.optimisation.model_copy(update={"hflip": 0.5}))
         data = make_data()

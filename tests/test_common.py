@@ -27,7 +27,7 @@ def test_every_run_has_the_same_names_for_its_mask(params: Params, recipe: Recip
     found = {plan.mask.strategy if plan.mask else "none": mask_params(plan) for plan in (patch, block, crop)}
     assert found["patch"] == {
         "mask.strategy": "patch", "mask.ratio": 0.75, "mask.effective_ratio": 0.75, "mask.size": 1,
-        "mask.positions": True,
+        "mask.positions": True, "mask.handover": "state",
     }  # fmt: skip
     assert found["block"]["mask.size"] == 2
     assert found["crop"]["mask.ratio"] == pytest.approx(1 - 9 / 16)

@@ -15,6 +15,7 @@ from maskdm.config import BUDGET_TOLERANCE, Params, Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.diffusion import noise_schedule
 from maskdm.errors import MaskDMError
+from maskdm.optimizers import learning_rate
 from maskdm.training import PhaseTrainer
 from maskdm.uvit import UViT
 from tests.conftest import PARAMS, RECIPE
@@ -137,3 +138,48 @@ def test_a_phase_overrides_the_recipe(settings: dict[str, Any], recipe: Recipe) 
     params = Params.model_validate(settings)
     assert plan_finetune(params, recipe, "patch75").optimisation.lr == 1e-5
     assert plan_pretrain(params, recipe, "patch75")[0].optimisation == recipe.optimisation
+
+
+def test_phases_that_hand_over_their_state_have_one_schedule(params: Params, recipe: Recipe) -> None:
+    optimisation = recipe.optimisation.model_copy(update={"lr": 1.0, "warmup": 0.1, "decay": 0.5})
+    phases = all_phases(params, recipe.model_copy(update={"optimisation": optimisation}), "staged")
+    assert [phase.goes_on for phase in phases] == [False, True, True]
+    budget = params.budget.train_flops
+    for phase in phases:
+        for step in range(1, phase.steps + 1):
+            done = phase.train_flops(step) / budget  # at the end of the step; the fall counts from its beginning
+            fall = (1 - done + phase.step_flops / budget) / 0.5
+            expected = min(1.0, done / 0.1, fall)
+            assert learning_rate(optimisation, *phase.schedule_place(step)) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_phase_that_hands_over_weights_ends_the_schedule(params: Params, recipe: Recipe) -> None:
+    first, second = PARAMS["pretrain"]["staged"]
+    staged = {"staged": [first, second | {"handover": "weights"}]}
+    changed = Params.model_validate(PARAMS | {"pretrain": PARAMS["pretrain"] | staged})
+    block, crop, last = all_phases(changed, recipe, "staged")
+    assert crop.goes_on
+    assert not last.goes_on
+    assert last.schedule_offset == 0.0
+    assert last.schedule_steps == pytest.approx(last.steps, abs=0.5)
+    end = crop.train_flops(crop.steps)
+    for phase in (block, crop):
+        assert phase.schedule_offset * phase.step_flops == pytest.approx(phase.start_flops)
+        assert phase.schedule_steps * phase.step_flops == pytest.approx(end, rel=0.02)
+
+
+def test_a_recipe_that_hands_over_weights_gives_every_phase_a_schedule_of_its_own(
+    params: Params, recipe: Recipe
+) -> None:
+    recipe = recipe.model_copy(update={"handover": "weights"})
+    for arm in params.arms:
+        for phase in all_phases(params, recipe, arm):
+            assert not phase.goes_on
+            assert phase.schedule_steps == pytest.approx(phase.steps, abs=1.0)
+
+
+def test_state_is_not_handed_to_another_optimiser(params: Params, recipe: Recipe) -> None:
+    finetune = {"finetune": {"batch_size": 8, "override": {"optimizer": "muon"}}}
+    changed = PARAMS | {"arms": PARAMS["arms"] | {"staged": PARAMS["arms"]["staged"] | finetune}}
+    with pytest.raises(MaskDMError, match="handover=state from optimizer=adamw to muon; allowed: one optimizer"):
+        plan_finetune(Params.model_validate(changed), recipe, "staged")

@@ -121,6 +121,9 @@ def train(schedule: Any, mask: Mask | None, folder: Path) -> UViT:
         start_flops=0.0,
         heldout_steps=(STEPS,),
         snapshot_steps={},
+        handover=None,
+        schedule_offset=0.0,
+        schedule_steps=STEPS,
     )
     data = PreparedData(draw_images(50_000, seed=1), None, {"train": 50_000})
     return PhaseTrainer(new_network(), schedule, data, plan, lambda _: 0.0, 0, folder, lambda _: None).run().network

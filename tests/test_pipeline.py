@@ -181,7 +181,7 @@ def weights(folder: Path) -> bytes:
 def start_training(folder: Path) -> "subprocess.Popen[str]":
     """The stage pretrain@staged, under way and with a checkpoint saved; checkpoints are taken at every step."""
     code = (
-        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0, t.ALONE, print)\n"
+        "import maskdm.training as t; t.PhaseTrainer.__init__.__defaults__ = (0.0, t.ALONE, print, None)\n"
         "import sys; sys.argv = ['pretrain', 'staged']\n"
         "from pipeline.pretrain import main; main()"
     )
@@ -216,6 +216,15 @@ def test_a_killed_stage_goes_on_with_the_same_command_to_the_same_weights(prepar
     stage(prepared, "pretrain", "staged")  # without a break
     assert weights(prepared) == resumed
     assert (prepared / "records" / "pretrain" / "staged.json").read_bytes() == record
+
+
+def test_a_fine_tuning_does_not_begin_anew_where_the_state_is_missing(prepared: Path) -> None:
+    stage(prepared, "pretrain", "staged")
+    state = prepared / "runs" / "pretrain" / "staged" / "state.pt"
+    state.unlink()
+    said = stage(prepared, "finetune", "staged", expect=2)
+    assert said.strip().splitlines()[-1].startswith("error: runs/pretrain/staged/state.pt: no such file; `dvc repro")
+    assert not (prepared / "runs" / "finetune" / "staged").exists()
 
 
 def test_an_unreachable_tracking_server_does_not_stop_training(prepared: Path) -> None:

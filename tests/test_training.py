@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 from collections.abc import Callable
@@ -30,6 +31,8 @@ def plan(params: Params, recipe: Recipe) -> PhasePlan:
         steps=12,
         heldout_steps=(3, 6, 9, 12),
         snapshot_steps={6: 0.5},
+        schedule_offset=0.0,
+        schedule_steps=12,
     )
 
 
@@ -45,9 +48,11 @@ def make_trainer(recipe: Recipe, data: PreparedData, plan: PhasePlan, network: U
         fresh.load_state_dict(start)
         heldout_loss = changes.pop("heldout_loss", heldout)
         seconds, watch = changes.pop("checkpoint_seconds", 1e9), changes.pop("watch", lambda _: None)
+        before = changes.pop("before", None)
         return PhaseTrainer(
             *(fresh, schedule, data, replace(plan, **changes), heldout_loss, seed, tmp_path / folder, log, seconds),
             watch=watch,
+            before=before,
         )
 
     return make
@@ -78,7 +83,8 @@ def kill_after(trainer: PhaseTrainer, step: int) -> None:
 
 def test_training_lowers_the_heldout_loss(make_trainer: MakeTrainer) -> None:
     steps = 200
-    history = make_trainer(steps=steps, heldout_steps=(1, steps), snapshot_steps={}, mask=None).run().history
+    changes = {"steps": steps, "schedule_steps": steps, "heldout_steps": (1, steps), "snapshot_steps": {}, "mask": None}
+    history = make_trainer(**changes).run().history
     assert history[-1]["heldout_loss"] < 0.7 * history[0]["heldout_loss"]
 
 
@@ -321,3 +327,31 @@ def test_what_is_minimised_is_weighted_by_time_step(make_trainer: MakeTrainer) -
     found, losses = (each._losses_of_images(x_0, t, noise, None, None) for each in (weighted, plain))
     torch.testing.assert_close(found, min_snr_weights(plain.schedule, t, 5.0) * losses)
     assert not torch.allclose(found, losses)
+
+
+def test_a_phase_that_goes_on_starts_from_weights_averages_and_moments_as_they_were(make_trainer: MakeTrainer) -> None:
+    first = make_trainer("first")
+    state = first.run().state
+    second = make_trainer("second", before=state)
+    for own, handed in ((second.network, first.network), (second.ema, first.ema)):
+        assert network_sha256(own) == network_sha256(handed)
+    assert network_sha256(second.network) != network_sha256(second.ema)
+    for one, other in zip(second.optimizers, first.optimizers, strict=True):
+        for a, b in zip(one.state.values(), other.state.values(), strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_phase_that_goes_on_does_so_with_its_own_settings(make_trainer: MakeTrainer, recipe: Recipe) -> None:
+    settings = recipe.optimisation.model_copy(update={"weight_decay": 0.123})
+    second = make_trainer("second", before=make_trainer("first").run().state, optimisation=settings)
+    assert second.optimizers[0].param_groups[0]["weight_decay"] == 0.123
+
+
+def test_a_phase_that_goes_on_does_so_after_a_kill_too(make_trainer: MakeTrainer) -> None:
+    state = copy.deepcopy(make_trainer("first").run().state)
+    changes = {"index": 1, "schedule_offset": 12.0, "schedule_steps": 24.0}
+    whole = make_trainer("whole", before=copy.deepcopy(state), **changes).run()
+    kill_after(make_trainer("cut", before=copy.deepcopy(state), checkpoint_seconds=0.0, **changes), 5)
+    resumed = make_trainer("cut", before=copy.deepcopy(state), **changes).run()
+    assert network_sha256(resumed.network) == network_sha256(whole.network)
+    assert resumed.history == whole.history
