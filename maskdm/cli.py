@@ -23,7 +23,7 @@ def main() -> None:
     profile.add_argument("profile", help="a name in profiles/")
     search = commands.add_parser("search", help="the stage `search` with as many workers as you say")
     search.add_argument("--large", action="store_true", help="the study's stage `large_search` instead")
-    search.add_argument("--workers", type=int, help="processes; without it, one a core or GPU")
+    search.add_argument("--workers", type=int, help="processes that work at the study; without it, one a GPU or core")
     search.add_argument("--join", action="store_true", help="only work at the study that another machine has begun")
     commands.add_parser("sync", help="rebuild MLflow's store from records/ (after a clone or a DVC cache hit)")
     commands.add_parser("ui", help="MLflow's UI on the project's runs")

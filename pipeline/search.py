@@ -52,7 +52,7 @@ from pipeline import trial as single
 from pipeline.common import Project, exclusive, identity
 from pipeline.paths import ROOT
 from pipeline.searches import LARGE, SMALL, Place
-from pipeline.workers import default_workers, end_with_parent, visible_gpus
+from pipeline.workers import add_workers, count_workers, end_with_parent, visible_gpus
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -125,13 +125,13 @@ def main() -> None:
     """Search, confirm, and write records and tables."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.search")
     parser.add_argument("--large", action="store_true", help="the study's search, of study/params.yaml")
-    parser.add_argument("--workers", type=int, help="processes; without it, one a core or GPU")
+    add_workers(parser, "processes that work at the study")
     parser.add_argument("--join", action="store_true", help=f"only work at the study in ${VARIABLE}, on this machine")
     arguments = parser.parse_args()
     with exit_with_one_line():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers save what they have
         found = Search.open(LARGE if arguments.large else SMALL)
-        workers = count_workers(arguments.workers)
+        workers = count_workers(arguments)
         if arguments.join:
             if not os.environ.get(VARIABLE):
                 raise MaskDMError(f"{VARIABLE} is not set; allowed: the URL of the database that the machines share")
@@ -174,17 +174,6 @@ def dense_step_flops(params: Params, project: Project) -> float:
 
 
 # --- workers ------------------------------------------------------------------------------------------------
-
-
-def count_workers(asked: int | None) -> int:
-    """How many processes to start here.
-
-    Raises:
-        MaskDMError: it is not a positive number.
-    """
-    if asked is not None and asked < 1:
-        raise MaskDMError(f"--workers {asked}; allowed: a whole number from 1")
-    return asked or default_workers()
 
 
 def run_workers(found: Search, workers: int, joined: bool) -> None:

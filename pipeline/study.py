@@ -16,7 +16,7 @@ from maskdm.study import Part, Parts
 from pipeline.common import Project
 from pipeline.paths import ROOT, STUDY
 from pipeline.trial import run_trial, trial_identity, trial_params
-from pipeline.workers import default_workers, run_all
+from pipeline.workers import add_workers, count_workers, run_all
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,17 @@ def main() -> None:
     """Train and judge what is missing; write `records/study/<part>/`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part")
-    parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="trials at a time")
+    add_workers(parser, "trials at a time")
     chosen = parser.parse_args()
     with exit_with_one_line():
-        if chosen.workers < 1:
-            raise MaskDMError(f"--workers={chosen.workers}; allowed: a whole number from 1")
+        workers = count_workers(chosen)
         parts = load_block(Parts, "parts", STUDY).root
         if chosen.part not in parts:
             raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(parts)}")
         settings = parts[chosen.part]
         tasks = [Task(chosen.part, arm, seed, settings) for seed in settings.seeds for arm in settings.arms]
         missing = keep_known(Project.open(ALONE), tasks)
-        for _ in run_all(run, missing, chosen.workers, unit="trial"):
+        for _ in run_all(run, missing, workers, unit="trial"):
             pass
         remove_records(ROOT, "study", {task.key for task in tasks}, under=chosen.part)  # of arms that it had
 

@@ -1,5 +1,6 @@
 """Several trials at a time: each in a process of its own, with its share of the cores, or with one GPU."""
 
+import argparse
 import os
 import signal
 import threading
@@ -19,9 +20,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def default_workers() -> int:
-    """One for each GPU; without a GPU, one for each core: small networks gain little from a second core."""
-    return torch.cuda.device_count() or count_cores()
+def add_workers(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Give a command the option `--workers N`, which `count_workers` reads."""
+    parser.add_argument("--workers", type=int, metavar="N", help=f"{meaning}; without it, one a GPU or core")
+
+
+def count_workers(arguments: argparse.Namespace) -> int:
+    """What `--workers` asks for; without it one for each GPU, or for each core: small networks gain little from two.
+
+    Raises:
+        MaskDMError: it is not a positive number.
+    """
+    if arguments.workers is None:
+        return torch.cuda.device_count() or count_cores()
+    if arguments.workers < 1:
+        raise MaskDMError(f"--workers={arguments.workers}; allowed: a whole number from 1")
+    return int(arguments.workers)
 
 
 def visible_gpus() -> list[str]:

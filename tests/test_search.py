@@ -450,7 +450,7 @@ def test_a_missing_reference_is_found_before_anything_is_trained(prepared: Path,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--workers", "0"), "error: --workers 0; allowed: a whole number from 1"),
+        (("--workers", "0"), "error: --workers=0; allowed: a whole number from 1"),
         (("--join",), "error: MASKDM_SEARCH_STORAGE is not set"),
     ],
 )
