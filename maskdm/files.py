@@ -5,9 +5,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from maskdm.errors import MaskDMError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def file_sha256(path: Path) -> str:
@@ -43,6 +46,15 @@ def write_text(path: Path, text: str) -> None:
         MaskDMError: the file cannot be written.
     """
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path: Path, frame: "pd.DataFrame") -> None:
+    """Write all of a table or nothing, without its index. Ten digits are more than any measurement has.
+
+    Raises:
+        MaskDMError: the file cannot be written.
+    """
+    write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
 
 
 def reason(error: BaseException) -> str:

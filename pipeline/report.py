@@ -15,7 +15,7 @@ from maskdm.analysis import arms_table, distances, heldout_losses, mask_name
 from maskdm.config import Params, effective_mask_ratio, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import reason, write_text
+from maskdm.files import reason, write_csv, write_text
 from maskdm.records import read_records
 from maskdm.report import CAPTIONS, markdown
 from maskdm.units import percent
@@ -48,7 +48,7 @@ def main() -> None:
             for suffix in ("png", "svg"):
                 (REPORTS / f"{name}.{suffix}").unlink(missing_ok=True)
         for name, frame in (("arms", arms), ("heldout_loss", losses), ("distances", measured)):
-            write_text(REPORTS / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+            write_csv(REPORTS / f"{name}.csv", frame)
         write_text(REPORTS / "report.md", text)
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from maskdm.compute import plan_finetune
 from maskdm.config import BUDGET_TOLERANCE, MaskedPhase, Params
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import write_atomically, write_text
+from maskdm.files import write_atomically, write_csv
 from maskdm.processes import ALONE
 from maskdm.progress import bar_interval
 from maskdm.records import Record, count_cores, read_record, remove_records
@@ -281,9 +281,7 @@ def write_results(found: Search) -> None:
         ("curves", curves_frame(study)),
         ("importance", importance_frame(study)),
     ):
-        write_text(
-            found.place.reports / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-        )
+        write_csv(found.place.reports / f"{name}.csv", frame)
     (best,) = best_trials(study, 1)
     write_best(found.place.reports / "best.yaml", params, phases_of(best, space, params.grid))
     complete = trials.loc[trials["state"] == "complete", "trial"]  # a pruned one has no record; an earlier study's may

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from maskdm import figures, search_figures
 from maskdm.config import Params
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import reason, write_text
+from maskdm.files import reason, write_csv, write_text
 from maskdm.records import read_records
 from maskdm.search_report import confirmation, markdown
 from pipeline.paths import ROOT
@@ -34,9 +34,7 @@ def main() -> None:
 
         for name, figure in drawn.items():
             figures.save(figure, reports / name)
-        write_text(
-            reports / "confirmation.csv", confirmed.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-        )
+        write_csv(reports / "confirmation.csv", confirmed)
         write_text(reports / "search.md", markdown(params, trials, confirmed, best, list(drawn)))
 
 

@@ -7,7 +7,7 @@ from maskdm import figures, search_report, study_figures, study_report
 from maskdm.analysis import Records, distance_metric
 from maskdm.config import load_block
 from maskdm.errors import exit_with_one_line
-from maskdm.files import write_text
+from maskdm.files import write_csv, write_text
 from maskdm.records import read_records
 from maskdm.study import Part, Parts
 from maskdm.study_analysis import curves, summary, trials
@@ -44,9 +44,7 @@ def write_part(name: str, part: Part, records: Records) -> study_report.Answer:
     measured, table = curves(name, part, records), trials(name, part, records)
     means = summary(table)
     for suffix, frame in (("", table), ("_summary", means), ("_curves", measured)):
-        write_text(
-            STUDY_REPORTS / f"{name}{suffix}.csv", frame.to_csv(index=False, float_format="%.8g", lineterminator="\n")
-        )
+        write_csv(STUDY_REPORTS / f"{name}{suffix}.csv", frame)
     drawn = draw(name, part, measured, table, means)
     for stem, figure in drawn.items():
         figures.save(figure, STUDY_REPORTS / stem)

@@ -17,7 +17,7 @@ from maskdm import figures, swiss_roll_figures
 from maskdm.analysis import FLOOR
 from maskdm.checkpoint import fingerprint
 from maskdm.errors import exit_with_one_line
-from maskdm.files import file_sha256, write_atomically, write_text
+from maskdm.files import file_sha256, write_atomically, write_csv
 from maskdm.progress import bar_interval
 from maskdm.seeding import generator
 from maskdm.swiss_roll import SwissRoll, draw_points, even_points, load_settings, sliced_wasserstein
@@ -73,8 +73,7 @@ def main() -> None:
             }
         for name, figure in drawn.items():
             figures.save(figure, STUDY_REPORTS / name)
-        text = measured.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-        write_text(STUDY_REPORTS / "swiss_roll.csv", text)
+        write_csv(STUDY_REPORTS / "swiss_roll.csv", measured)
 
 
 def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:

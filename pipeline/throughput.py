@@ -17,7 +17,7 @@ import pandas as pd
 from maskdm.compute import PhasePlan, peak_memory_bytes, plan_finetune, plan_pretrain
 from maskdm.config import MaskedPhase, Phase, load_block
 from maskdm.errors import exit_with_one_line
-from maskdm.files import write_text
+from maskdm.files import write_csv
 from maskdm.plan import measure_rate
 from maskdm.processes import ALONE
 from maskdm.study import Parts
@@ -50,7 +50,7 @@ def main() -> None:
         tasks = [Task(arm, masked, part.finetune) for arm, masked in phases.items()]
         rows = {row["arm"]: row for row in run_all(measure, tasks, workers=1, unit="mask")}
         table = pd.DataFrame([rows[arm] for arm in phases])
-        write_text(TABLE, table.to_csv(index=False, float_format="%.6g"))
+        write_csv(TABLE, table)
 
 
 def measure(task: Task) -> Row:
