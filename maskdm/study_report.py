@@ -16,7 +16,7 @@ from maskdm.study_analysis import AGAINST, rank_agreement
 from maskdm.units import four_digits, percent, si
 
 NOTHING = "-"
-COSTS = {"compute_to_target": "compute", "seconds_to_target": "seconds"}
+TO_TARGET = {"compute_to_target": "compute", "seconds_to_target": "seconds"}
 LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute": "scratch, equal compute"}
 HEAD = """\
 # When and how much masked pre-training pays
@@ -51,19 +51,16 @@ def answer(
         metric: the name of the distance.
         figures: names of those that lie in `study/` beside the report, as PNG and SVG.
     """
-    found = headline(part, summary)
     section = [
-        f"## {part.question}",
         f"The paper: {part.paper}",
         f"{si(part.train_flops, 'FLOPs')} an arm, seeds {', '.join(map(str, part.seeds))}; part `{name}`.",
-        f"**{found}**",
         *(f"![{figure}](study/{figure}.png)" for figure in figures),
         details(part, summary),
         agreement(table),
         _table(summary, part.baseline, metric),
         f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
     ]
-    return _answer(part.question, found, section)
+    return _answer(part.question, headline(part, summary), section)
 
 
 def in_short(answers: Sequence[str]) -> str:
@@ -131,8 +128,6 @@ def throughput_answer(table: pd.DataFrame) -> Answer:
         f"{_span(masked['memory_bytes'] / dense)} of the memory of dense ones."
     )
     section = [
-        f"## {question}",
-        f"**{found}**",
         "Measured one at a time; the FLOP-ideal is a masked image that is as much faster as it has fewer FLOPs.",
         "![throughput](study/throughput.png)",
         _markdown(shown),
@@ -159,9 +154,7 @@ def swiss_roll_answer(measured: pd.DataFrame) -> Answer:
         f"at equal steps, and {percent(last['pretrained'] / last['compute'])} at equal compute."
     )
     section = [
-        f"## {question}",
         "The paper: pre-trained on them, it is shaped into the roll in far fewer steps (Figure 1).",
-        f"**{found}**",
         "![samples](study/swiss_roll.png)",
         "![distances](study/swiss_roll_distance.png)",
         f"Sliced Wasserstein distance, mean and range over {seeds} seeds; of as many true points: {floor:.3f}.",
@@ -190,8 +183,6 @@ def search_answer(verdict: str, arms: pd.DataFrame) -> Answer:
     """What the large search found, with a link to its page."""
     question = "What does a search find?"
     section = [
-        f"## {question}",
-        f"**{verdict}**",
         _markdown(arms),
         "Its trials and figures: [study/search/search.md](study/search/search.md).",
     ]
@@ -199,7 +190,7 @@ def search_answer(verdict: str, arms: pd.DataFrame) -> Answer:
 
 
 def _answer(question: str, found: str, section: Sequence[str]) -> Answer:
-    return Answer(f"*{question}* {found}", "\n\n".join(section))
+    return Answer(f"*{question}* {found}", "\n\n".join([f"## {question}", f"**{found}**", *section]))
 
 
 def _rows(frame: pd.DataFrame) -> list[Row]:
@@ -227,7 +218,7 @@ def _change(row: Row, measure: str) -> str:
 def _to_target(row: Row, baseline: str) -> str:
     if math.isinf(row["compute_to_target"]):
         return f"`{baseline}`'s final loss not reached with every seed"
-    costs = [f"{_share(row, cost)} of its {noun}" for cost, noun in COSTS.items() if not math.isnan(row[cost])]
+    costs = [f"{_share(row, cost)} of its {noun}" for cost, noun in TO_TARGET.items() if not math.isnan(row[cost])]
     return f"`{baseline}`'s final loss reached with {' and '.join(costs)}"
 
 
