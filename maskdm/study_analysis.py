@@ -95,6 +95,8 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the order of `table`: the mean over its seeds of every measure, `<measure>_low` and `_high`.
 
+    `seeds` counts them, `seeds_at_target` those that reach the baseline's final loss.
+
     Args:
         table: what `trials` returns.
     """
@@ -102,7 +104,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     measures = [column for column in table.columns if column not in {*described, "seed"}]
     rows = []
     for _, group in table.groupby("arm", sort=False):
-        row: Row = {key: group[key].iloc[0] for key in described} | {"seeds": len(group)}
+        row: Row = {key: group[key].iloc[0] for key in described} | {
+            "seeds": len(group),
+            "seeds_at_target": int(np.isfinite(group["compute_to_target"]).sum()),
+        }
         for measure in measures:
             low, high = interval(group[measure].tolist())
             row |= {measure: float(group[measure].mean()), f"{measure}_low": low, f"{measure}_high": high}

@@ -219,9 +219,13 @@ def _change(row: Row, measure: str) -> str:
 
 def _to_target(row: Row, baseline: str) -> str:
     if math.isinf(row["compute_to_target"]):
-        return f"`{baseline}`'s final loss not reached with every seed"
+        return f"`{baseline}`'s final loss reached with {_seeds_at_target(row)}"
     costs = [f"{_share(row, cost)} of its {noun}" for cost, noun in TO_TARGET.items() if not math.isnan(row[cost])]
     return f"`{baseline}`'s final loss reached with {' and '.join(costs)}"
+
+
+def _seeds_at_target(row: Row) -> str:
+    return f"{row['seeds_at_target']} of {row['seeds']} seeds"
 
 
 def _share(row: Row, measure: str) -> str:
@@ -247,8 +251,8 @@ def _table(summary: pd.DataFrame, baseline: str, metric: str) -> str:
         "batch": summary["batch_size"].replace("", NOTHING),
         "held-out loss": cells("heldout_loss", "digits"),
         f"against {baseline}": [_signed(row, "heldout_loss") for row in _rows(summary)],
-        "compute to target": cells("compute_to_target", "percent"),
-        "seconds to target": cells("seconds_to_target", "percent"),
+        "compute to target": [_cost(row, "compute_to_target") for row in _rows(summary)],
+        "seconds to target": [_cost(row, "seconds_to_target") for row in _rows(summary)],
         metric: cells("distance", "digits"),
         f"{metric} against {baseline}": [_signed(row, "distance") for row in _rows(summary)],
         "kid": cells("kid", "digits"),
@@ -259,11 +263,13 @@ def _table(summary: pd.DataFrame, baseline: str, metric: str) -> str:
     return _markdown(pd.DataFrame(columns))
 
 
+def _cost(row: Row, measure: str) -> str:
+    return _seeds_at_target(row) if math.isinf(row[measure]) else _cell(row[measure], "percent")
+
+
 def _cell(value: float, form: str) -> str:
     if math.isnan(value):
         return NOTHING
-    if math.isinf(value):
-        return "not reached"
     forms = {"percent": percent(value), "digits": four_digits(value), "count": f"{value:,.0f}", "bytes": si(value, "B")}
     return forms[form]
 
