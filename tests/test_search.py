@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_a_finished_study_has_nothing_to_do_and_takes_more_trials(tmp_path: Path
     assert len(finished_trials(study)) == 5
 
 
-def share_work(url: str | None, folder: Path, worker: int, count: int) -> None:
+def share_work(url: str | None, folder: Path, worker: int, count: int, start: Barrier) -> None:
     """A worker in a process of its own; each trial it trains leaves a line."""
 
     def objective(trial: Trial) -> float:
@@ -202,6 +203,7 @@ def share_work(url: str | None, folder: Path, worker: int, count: int) -> None:
         return loss_of(trial)
 
     study = open_study(open_storage(url, folder), "toy", (0, worker), SPACE, count)
+    start.wait(120)  # or one that starts late finds all work done
     run_trials(study, count, objective)
 
 
@@ -209,7 +211,9 @@ def assert_shared(url: str | None, folder: Path, count: int) -> None:
     """Two workers on one study do each trial once, and as many as asked for."""
     folder.mkdir(exist_ok=True)
     study = open_study(open_storage(url, folder), "toy", (0,), SPACE, count)
-    workers = [get_context("spawn").Process(target=share_work, args=(url, folder, n, count)) for n in range(2)]
+    context = get_context("spawn")
+    start = context.Barrier(2)
+    workers = [context.Process(target=share_work, args=(url, folder, n, count, start)) for n in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
