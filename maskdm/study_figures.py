@@ -10,11 +10,14 @@ from maskdm.figures import WIDTH, arm_colors, cost_axis
 from maskdm.study_analysis import AGAINST, mean_curve
 
 COSTS = ("train_flops", "train_seconds")
+FAR = 10  # so many times as far from the baseline as the median arm: drawn, such an arm would squeeze the others
 CHANGES = {"heldout_loss": "held-out loss", "distance": "distance to real images"}
 
 
 def against_baseline(summary: pd.DataFrame, table: pd.DataFrame, baseline: str) -> Figure:
     """Every arm's change against the baseline of the same seed: a dot a seed, the mean, and its interval.
+
+    The change of an arm that is `FAR` from the others is written at the edge.
 
     Args:
         summary: what `study_analysis.summary` returns.
@@ -25,7 +28,14 @@ def against_baseline(summary: pd.DataFrame, table: pd.DataFrame, baseline: str) 
     figure = Figure(figsize=(WIDTH, 1.1 + 0.32 * len(arms)), layout="constrained")
     for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), CHANGES.items(), strict=True):
         column = f"{measure}{AGAINST}"
+        change = _percent(summary.set_index("arm").loc[arms, column])
+        far = np.abs(change) > FAR * np.nanmedian(np.abs(change))
         for place, arm in enumerate(arms):
+            if far[place]:
+                edge, align = (1, "right") if change[place] > 0 else (0, "left")
+                across = axes.get_yaxis_transform()
+                axes.text(edge, place, f"{change[place]:+.0f} %", transform=across, ha=align, va="center")
+                continue
             row = summary[summary["arm"] == arm].iloc[0]
             seeds = table.loc[table["arm"] == arm, column]
             axes.plot(_percent(seeds), [place] * len(seeds), "o", color="0.7", markersize=4)

@@ -138,6 +138,20 @@ def test_every_figure_can_be_drawn(records: list[tuple[Record, Machine]]) -> Non
     assert [len(axes.lines) for axes in lines.axes] == [3, 3, 3, 3]  # two measures against two costs
 
 
+def test_an_arm_far_from_the_others_is_written_at_the_edge_and_squeezes_none() -> None:
+    change = f"heldout_loss{AGAINST}"
+    table = pd.DataFrame({"arm": ["scratch", "near", "same", "far"], change: [1.0, 1.01, 0.99, 1.57]})
+    table[f"distance{AGAINST}"] = [1.0, 1.02, 0.98, 1.03]
+    means = table.assign(
+        **{f"{column}_{end}": table[column] for column in table.columns[1:] for end in ("low", "high")}
+    )
+    with figures.style():
+        loss, distance = study_figures.against_baseline(means, table, "scratch").axes
+    assert [text.get_text() for text in loss.texts] == ["+57 %"]
+    assert max(abs(limit) for limit in loss.get_xlim()) < 2
+    assert not distance.texts
+
+
 def test_a_mean_curve_is_the_mean_of_its_seeds_at_equal_cost(records: list[tuple[Record, Machine]]) -> None:
     measured = curves("toy", PART, records)
     mean = sum(NOISE.values()) / 3
