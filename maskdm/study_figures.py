@@ -17,18 +17,19 @@ CHANGES = {"heldout_loss": "held-out loss", "distance": "distance to real images
 def against_baseline(summary: pd.DataFrame, table: pd.DataFrame, baseline: str) -> Figure:
     """Every arm's change against the baseline of the same seed: a dot a seed, the mean, and its interval.
 
-    The change of an arm that is `FAR` from the others is written at the edge.
+    The mean of an arm that is `FAR` from the baseline is written at the edge instead.
 
     Args:
         summary: what `study_analysis.summary` returns.
         table: what `study_analysis.trials` returns.
         baseline: the arm that is left out, because its change is 0.
     """
-    arms = [arm for arm in summary["arm"] if arm != baseline]
+    rows = summary.set_index("arm").drop(index=baseline)
+    arms = list(rows.index)
     figure = Figure(figsize=(WIDTH, 1.1 + 0.32 * len(arms)), layout="constrained")
     for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), CHANGES.items(), strict=True):
         column = f"{measure}{AGAINST}"
-        change = _percent(summary.set_index("arm").loc[arms, column])
+        change = _percent(rows[column])
         far = np.abs(change) > FAR * np.nanmedian(np.abs(change))
         for place, arm in enumerate(arms):
             if far[place]:
@@ -36,11 +37,10 @@ def against_baseline(summary: pd.DataFrame, table: pd.DataFrame, baseline: str) 
                 across = axes.get_yaxis_transform()
                 axes.text(edge, place, f"{change[place]:+.0f} %", transform=across, ha=align, va="center")
                 continue
-            row = summary[summary["arm"] == arm].iloc[0]
             seeds = table.loc[table["arm"] == arm, column]
             axes.plot(_percent(seeds), [place] * len(seeds), "o", color="0.7", markersize=4)
-            axes.plot(_percent(row[[f"{column}_low", f"{column}_high"]].astype(float)), [place] * 2, color="C0")
-            axes.plot(_percent(row[[column]].astype(float)), [place], "D", color="C0", markersize=5)
+            axes.plot(_percent(rows.loc[arm, [f"{column}_low", f"{column}_high"]]), [place] * 2, color="C0")
+            axes.plot(change[place], place, "D", color="C0", markersize=5)
         axes.axvline(0, color="0.3", linewidth=1, linestyle=":")
         axes.set_xlabel(f"{name}, % against {baseline}")
         axes.set_yticks(range(len(arms)), arms)
