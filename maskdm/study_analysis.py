@@ -115,19 +115,30 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rank_agreement(table: pd.DataFrame, measure: str) -> float:
-    """Kendall's coefficient of concordance W of the seeds' rankings: 1 if all agree, about 1/seeds by chance.
+def rank_agreement(table: pd.DataFrame, measure: str) -> tuple[float, float]:
+    """How far the seeds rank the arms alike, and how often chance does as much.
 
     Args:
         table: what `trials` returns.
         measure: the column that ranks.
+
+    Returns:
+        Kendall's coefficient of concordance W (1 if all seeds agree), and the share of random rankings that reach it:
+        Friedman's test by permutation, as chi-squared needs more seeds than a study has. NaN with one seed or arm.
     """
-    ranks = table.pivot(index="seed", columns="arm", values=measure).rank(axis=1)
+    ranks = table.pivot(index="seed", columns="arm", values=measure).rank(axis=1).to_numpy()
     seeds, arms = ranks.shape
     if seeds < 2 or arms < 2:
-        return math.nan
-    spread = float(((ranks.sum() - ranks.sum().mean()) ** 2).sum())
-    return 12 * spread / (seeds**2 * (arms**3 - arms))
+        return math.nan, math.nan
+
+    def concordance(*ranks_by_arm: np.ndarray, axis: int) -> np.ndarray:
+        totals = np.stack([of_arm.sum(axis=axis) for of_arm in ranks_by_arm])
+        return 12 * totals.var(axis=0) / (seeds**2 * (arms**2 - 1))
+
+    found = stats.permutation_test(
+        ranks.T, concordance, permutation_type="samples", alternative="greater", n_resamples=RESAMPLES - 1, rng=0
+    )
+    return float(found.statistic), float(found.pvalue)
 
 
 def _trial(measured: pd.DataFrame, arm: str, seed: int) -> pd.DataFrame:

@@ -4,7 +4,7 @@ Everything here is a function of settings and frames: no file is read or written
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 
 from maskdm.analysis import FLOOR, Row
 from maskdm.study import Part
-from maskdm.study_analysis import AGAINST, rank_agreement
+from maskdm.study_analysis import AGAINST, CONFIDENCE, rank_agreement
 from maskdm.units import four_digits, percent, si
 
 NOTHING = "-"
@@ -40,15 +40,12 @@ class Answer:
     section: str
 
 
-def answer(
-    name: str, part: Part, table: pd.DataFrame, summary: pd.DataFrame, metric: str, figures: list[str]
-) -> Answer:
+def answer(name: str, part: Part, summary: pd.DataFrame, metric: str, figures: list[str]) -> Answer:
     """The answer to the question of one part.
 
     Args:
         name: of the part.
         part: its settings.
-        table: what `study_analysis.trials` returns.
         summary: what `study_analysis.summary` returns.
         metric: the name of the distance.
         figures: names of those that lie in `study/` beside the report, as PNG and SVG.
@@ -58,7 +55,6 @@ def answer(
         f"{si(part.train_flops, 'FLOPs')} an arm, seeds {', '.join(map(str, part.seeds))}; part `{name}`.",
         *(f"![{figure}](study/{figure}.png)" for figure in figures),
         details(part, summary),
-        agreement(table),
         _table(summary, part.baseline, metric),
         f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
     ]
@@ -92,21 +88,42 @@ def _others(part: Part, summary: pd.DataFrame) -> list[Row]:
     return [row for row in _rows(summary) if row["arm"] != part.baseline]
 
 
-def agreement(table: pd.DataFrame) -> str:
-    """How far the seeds rank the arms alike."""
-    loss, distance = (rank_agreement(table, column) for column in ("heldout_loss", "distance"))
-    if math.isnan(loss):
-        return "One seed, so whether the ranking would hold with another one is not known."
-    return (
-        f"The seeds agree on the ranking of the arms with Kendall's W = {loss:.2f} by held-out loss and "
-        f"{distance:.2f} by distance (1: all alike; by chance about {1 / table['seed'].nunique():.2f})."
-    )
-
-
 def missing(names: Sequence[str]) -> str:
     """What has not been run yet."""
     commands = "\n".join(f"- `dvc repro study/dvc.yaml:part@{name}`" for name in names)
     return f"## Not run yet\n\n{commands}" if names else ""
+
+
+def agreement_answer(parts: Mapping[str, Part], tables: Mapping[str, pd.DataFrame]) -> Answer:
+    """Whether another seed would rank the arms of each part alike.
+
+    Args:
+        parts: settings by name.
+        tables: what `study_analysis.trials` returns, by the same names.
+    """
+    agreed = {name: rank_agreement(tables[name], "heldout_loss") for name in parts}
+    shown = pd.DataFrame(
+        {
+            "part": list(parts),
+            "compute an arm": [si(part.train_flops, "FLOPs") for part in parts.values()],
+            "arms": [len(part.arms) for part in parts.values()],
+            "seeds": [len(part.seeds) for part in parts.values()],
+            "by held-out loss": [_concordance(*agreed[name]) for name in parts],
+            "by distance": [_concordance(*rank_agreement(tables[name], "distance")) for name in parts],
+        }
+    )
+    alike = [name for name, (_, chance) in agreed.items() if chance < 1 - CONFIDENCE]
+    rest = [name for name in parts if name not in alike]
+    found = (
+        f"By held-out loss more alike than chance (p < {1 - CONFIDENCE:.2g}) in {_listed(alike, 'no part')}; "
+        f"not in {_listed(rest, 'any other')}."
+    )
+    section = [
+        "Kendall's W is 1 where every seed ranks the arms of a part alike; p is how often rankings drawn at random are "
+        "at least as much alike. Arms that do not differ have no ranking to agree on, at any compute.",
+        _markdown(shown),
+    ]
+    return _answer("Is the ranking of the arms the same with every seed?", found, section)
 
 
 def throughput_answer(table: pd.DataFrame) -> Answer:
@@ -286,8 +303,15 @@ def _ratios(text: str) -> str:
     return " -> ".join(percent(float(ratio)) for ratio in text.split(" -> "))
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "no arm"
+def _listed(names: list[str], nothing: str = "no arm") -> str:
+    return ", ".join(f"`{name}`" for name in names) or nothing
+
+
+def _concordance(agreement: float, chance: float) -> str:
+    """`W = 0.42 (p = 0.08)`."""
+    if math.isnan(agreement):
+        return NOTHING
+    return f"W = {agreement:.2f} ({'p < 0.001' if chance < 0.001 else f'p = {chance:.3f}'})"
 
 
 def _markdown(frame: pd.DataFrame) -> str:

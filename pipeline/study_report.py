@@ -21,7 +21,9 @@ def main() -> None:
     with exit_with_one_line():
         parts, records = load_block(Parts, "parts", STUDY).root, read_records(ROOT, ("study",))
         done = {name: part for name, part in parts.items() if is_complete(name, part, records)}
-        written = [write_part(name, part, records) for name, part in done.items()]
+        tables = {name: trials(name, part, records) for name, part in done.items()}
+        written = [write_part(name, part, tables[name], records) for name, part in done.items()]
+        written += [study_report.agreement_answer(done, tables)] if done else []
         others = ((STUDY_REPORTS / file, write) for file, write in OTHERS)
         written += [write(pd.read_csv(path)) for path, write in others if path.is_file()]
         page = [
@@ -39,17 +41,16 @@ def is_complete(name: str, part: Part, records: Records) -> bool:
     return all(f"{name}/{arm}-{seed}" in known for arm in part.arms for seed in part.seeds)
 
 
-def write_part(name: str, part: Part, records: Records) -> study_report.Answer:
+def write_part(name: str, part: Part, table: pd.DataFrame, records: Records) -> study_report.Answer:
     """Write the tables and figures of a part; returns what the report says of it."""
-    measured, table = curves(name, part, records), trials(name, part, records)
-    means = summary(table)
+    measured, means = curves(name, part, records), summary(table)
     for suffix, frame in (("", table), ("_summary", means), ("_curves", measured)):
         write_csv(STUDY_REPORTS / f"{name}{suffix}.csv", frame)
     drawn = draw(name, part, measured, table, means)
     for stem, figure in drawn.items():
         figures.save(figure, STUDY_REPORTS / stem)
     metric = next(distance_metric(record.summary) for record, _ in records)
-    return study_report.answer(name, part, table, means, metric, list(drawn))
+    return study_report.answer(name, part, means, metric, list(drawn))
 
 
 def draw(name: str, part: Part, measured: pd.DataFrame, table: pd.DataFrame, means: pd.DataFrame) -> dict[str, Figure]:

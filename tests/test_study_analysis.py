@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from maskdm import figures, study_figures, study_report
 from maskdm.config import MaskedPhase, PatchMask, Phase
@@ -99,15 +100,26 @@ def test_seeds_that_rank_alike_agree_wholly_and_opposite_ones_not_at_all() -> No
     arms = ["a", "b", "c"]
     alike = pd.DataFrame([{"arm": arm, "seed": s, "x": place + s} for s in (1, 2) for place, arm in enumerate(arms)])
     opposed = pd.DataFrame([{"arm": arm, "seed": s, "x": place * s} for s in (1, -1) for place, arm in enumerate(arms)])
-    assert rank_agreement(alike, "x") == pytest.approx(1)
-    assert rank_agreement(opposed, "x") == pytest.approx(0)
-    assert math.isnan(rank_agreement(alike[alike["seed"] == 1], "x"))
+    # Of the 3! rankings of the second seed one is that of the first, and every one agrees at least as much as none.
+    assert rank_agreement(alike, "x") == pytest.approx((1, 1 / 6))
+    assert rank_agreement(opposed, "x") == pytest.approx((0, 1))
+    assert all(math.isnan(found) for found in rank_agreement(alike[alike["seed"] == 1], "x"))
+
+
+def test_the_agreement_of_the_seeds_is_that_of_friedmans_test() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(12, 6)) + 0.3 * np.arange(6)  # as many seeds as chi-squared is good for
+    table = pd.DataFrame(values).melt(ignore_index=False, var_name="arm", value_name="x").reset_index(names="seed")
+    agreement, chance = rank_agreement(table, "x")
+    friedman = stats.friedmanchisquare(*values.T)
+    assert agreement == pytest.approx(friedman.statistic / (12 * 5))
+    assert chance == pytest.approx(friedman.pvalue, abs=0.01)
 
 
 def test_the_report_says_lower_higher_and_not_reached(records: list[tuple[Record, Machine]]) -> None:
     table = trials("toy", PART, records)
     means = summary(table)
-    answer = study_report.answer("toy", PART, table, means, "fd_effnet_lite0", [])
+    answer = study_report.answer("toy", PART, means, "fd_effnet_lite0", [])
     text = answer.section
     assert "The paper: it does." in text
     assert answer.in_short.startswith(
@@ -119,7 +131,15 @@ def test_the_report_says_lower_higher_and_not_reached(records: list[tuple[Record
     assert f"`scratch`'s final loss reached with {at_ninety} compute and {at_ninety} seconds" in text
     assert "`worse`: held-out loss 20.0 % higher" in text
     assert "`scratch`'s final loss reached with 0 of 3 seeds" in text
-    assert "Kendall's W = 1.00 by held-out loss and 1.00 by distance (1: all alike; by chance about 0.33)" in text
+
+
+def test_the_report_names_the_parts_whose_seeds_agree(records: list[tuple[Record, Machine]]) -> None:
+    table = trials("toy", PART, records)
+    torn = table.assign(heldout_loss=[1, 2, 3, 2, 3, 1, 3, 1, 2])  # every arm is once the first, the second, the third
+    answer = study_report.agreement_answer({"sure": PART, "torn": PART}, {"sure": table, "torn": torn})
+    assert answer.in_short.endswith("more alike than chance (p < 0.05) in `sure`; not in `torn`.")
+    assert re.search(r"sure +\| +1 TFLOPs +\| +3 +\| +3 +\| +W = 1.00 \(p = 0.028\)", answer.section)
+    assert "W = 0.00 (p = 1.000)" in answer.section
 
 
 def test_a_change_within_chance_is_not_called_one(records: list[tuple[Record, Machine]]) -> None:
