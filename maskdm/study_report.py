@@ -113,10 +113,12 @@ def agreement_answer(parts: Mapping[str, Part], tables: Mapping[str, pd.DataFram
         }
     )
     alike = [name for name, (_, chance) in agreed.items() if chance < 1 - CONFIDENCE]
-    rest = [name for name in parts if name not in alike]
+    rest = [name for name, (_, chance) in agreed.items() if chance >= 1 - CONFIDENCE]
+    unknown = [name for name, (_, chance) in agreed.items() if math.isnan(chance)]
     found = (
         f"By held-out loss more alike than chance (p < {1 - CONFIDENCE:.2g}) in {_listed(alike, 'no part')}; "
         f"not in {_listed(rest, 'any other')}."
+        + (f" With one seed it is not known: {_listed(unknown)}." if unknown else "")
     )
     section = [
         "Kendall's W is 1 where every seed ranks the arms of a part alike; p is how often rankings drawn at random are "

@@ -140,6 +140,8 @@ def test_the_report_names_the_parts_whose_seeds_agree(records: list[tuple[Record
     assert answer.in_short.endswith("more alike than chance (p < 0.05) in `sure`; not in `torn`.")
     assert re.search(r"sure +\| +1 TFLOPs +\| +3 +\| +3 +\| +W = 1.00 \(p = 0.028\)", answer.section)
     assert "W = 0.00 (p = 1.000)" in answer.section
+    alone = study_report.agreement_answer({"alone": PART}, {"alone": table[table["seed"] == 1]})
+    assert alone.in_short.endswith("in no part; not in any other. With one seed it is not known: `alone`.")
 
 
 def test_a_change_within_chance_is_not_called_one(records: list[tuple[Record, Machine]]) -> None:
