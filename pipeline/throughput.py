@@ -3,11 +3,13 @@
 python -m pipeline.throughput
 
 A mask is measured in a process of its own that uses the whole machine. Its memory is what the process holds beyond what
-it holds before the first step; its speed is compared with that of dense steps made in turn with its own, so that what
-else runs on the machine slows both.
+it holds before the first step; its speed is compared with that of dense steps, one after each of its own: whatever else
+runs on the machine slows both for as long as it takes, and single steps that it hits do not move a median.
 """
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -18,7 +20,7 @@ from maskdm.compute import PhasePlan, peak_memory_bytes, plan_finetune, plan_pre
 from maskdm.config import MaskedPhase, Phase, load_block
 from maskdm.errors import exit_with_one_line
 from maskdm.files import write_csv
-from maskdm.plan import measure_rate
+from maskdm.plan import training_step
 from maskdm.processes import ALONE
 from maskdm.study import Parts
 from pipeline.common import Project
@@ -30,7 +32,8 @@ Row = dict[str, Any]
 
 PART = "masks"  # whose masks are measured
 TABLE = STUDY_REPORTS / "throughput.csv"
-ROUNDS = 3  # of dense and masked steps in turn
+WARM_UP = 3  # steps that are not timed: the first ones allocate
+PAIRS = 50  # of a masked and a dense step
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ def measure(task: Task) -> Row:
     project = Project.open(ALONE)
     dense, own = _plan(project, task, None), _plan(project, task, task.masked)
     before = peak_memory_bytes(project.device)
-    _rate(project, own)
-    memory = peak_memory_bytes(project.device) - before
-    rates = [(_rate(project, own), _rate(project, dense)) for _ in range(ROUNDS)]
-    flops_per_second = median(rate for rate, _ in rates)
-    images_per_second = flops_per_second / own.step_flops * own.batch_size
+    own_step = _warm_step(project, own)
+    memory = peak_memory_bytes(project.device) - before  # before there are dense steps, which may hold more
+    dense_step = _warm_step(project, dense)
+    seconds = [(_seconds(own_step), _seconds(dense_step)) for _ in range(PAIRS)]
+    seconds_a_step = median(of_own for of_own, _ in seconds)
+    images_per_second = own.batch_size / seconds_a_step
     tokens = own.mask.num_keep(project.params.grid) if own.mask else math.prod(project.params.grid)
     return {
         "arm": task.arm,
@@ -71,15 +75,25 @@ def measure(task: Task) -> Row:
         "visible_tokens": tokens,
         "images_per_second": images_per_second,
         "tokens_per_second": images_per_second * tokens,
-        "flops_per_second": flops_per_second,
+        "flops_per_second": own.step_flops / seconds_a_step,
         # Ideally a masked image is as much cheaper as it has fewer FLOPs: equal FLOP/s.
-        "of_flop_ideal": median(rate / dense_rate for rate, dense_rate in rates),
+        "of_flop_ideal": own.step_flops / dense.step_flops * median(of_dense / of_own for of_own, of_dense in seconds),
         "memory_bytes": memory,
     }
 
 
-def _rate(project: Project, plan: PhasePlan) -> float:
-    return measure_rate(project.params, project.recipe, plan, project.device)
+def _warm_step(project: Project, plan: PhasePlan) -> Callable[[], None]:
+    """A call that makes one more training step of the phase, after a few of them."""
+    step = training_step(project.params, project.recipe, plan, project.device)
+    for _ in range(WARM_UP):
+        step()
+    return step
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
 
 
 def _plan(project: Project, task: Task, masked: MaskedPhase | None) -> PhasePlan:
