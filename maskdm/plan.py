@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from maskdm.bfloat16 import quick_products
 from maskdm.compute import PhasePlan, build_network, plan_finetune, plan_pretrain
 from maskdm.config import Params, Recipe
 from maskdm.datasets.prepared import PreparedData
@@ -109,7 +110,8 @@ def training_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch
     trainer = PhaseTrainer(network, schedule, unread, plan, lambda _: 0.0, params.seed, Path(), log=lambda _: None)
 
     def step() -> None:
-        trainer.train_step(images, labels)
+        with quick_products(device):
+            trainer.train_step(images, labels)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from maskdm import figures, swiss_roll_figures
 from maskdm.analysis import FLOOR
+from maskdm.bfloat16 import quick_products
 from maskdm.checkpoint import fingerprint
 from maskdm.errors import exit_with_one_line
 from maskdm.files import file_sha256, write_atomically, write_csv
@@ -82,7 +83,8 @@ def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:
     if not path.is_file():
         last = settings.finetune_steps[-1]
         steps = settings.pretrain_steps + last if arm == "pretrained" else steps_at_equal_compute(settings)[-1]
-        with tqdm(total=steps, desc=f"{arm}, seed {seed}", unit="step", mininterval=bar_interval()) as bar:
+        bar = tqdm(total=steps, desc=f"{arm}, seed {seed}", unit="step", mininterval=bar_interval())
+        with bar, quick_products(torch.device("cpu")):
             samples = train_arm(settings, arm, seed, bar.update)
         write_atomically(path, lambda file: np.savez(file, **samples))  # type: ignore[arg-type]  # numpy's own stub errs
     with np.load(path) as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from maskdm import tracking
+from maskdm.bfloat16 import quick_products
 from maskdm.checkpoint import network_sha256, save_checkpoint, save_snapshot
 from maskdm.compute import PhasePlan
 from maskdm.diffusion import noise_schedule
@@ -121,7 +122,8 @@ def train_phases(
             watch=watch,
             before=trained.state if plan.goes_on else None,
         )
-        trained = _joined(trained, trainer.run())
+        with quick_products(project.device):
+            trained = _joined(trained, trainer.run())
     return trained
 
 
