@@ -21,15 +21,17 @@ def quick_products(device: torch.device) -> AbstractContextManager[object]:
     Such instructions do the same (they add up in float32), so that results differ as much as those of two kinds of
     CPU always do: like the number of threads, this belongs to the machine and not to the settings of a run.
     """
-    return _Float32Products() if device.type == "cpu" and not _has_instructions() else nullcontext()
+    return Float32Products() if device.type == "cpu" and not has_instructions() else nullcontext()
 
 
-def _has_instructions() -> bool:
+def has_instructions() -> bool:
     """Whether oneDNN, which multiplies for torch, takes bfloat16 here; torch has no public name for the question."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class _Float32Products(TorchFunctionMode):
+class Float32Products(TorchFunctionMode):
+    """In its `with` block `PRODUCTS` of bfloat16 matrices are float32's, rounded once."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -31,7 +31,7 @@ class Multiplied(TorchDispatchMode):
 
 @pytest.fixture
 def without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16, "_has_instructions", lambda: False)
+    monkeypatch.setattr(bfloat16, "has_instructions", lambda: False)
 
 
 def matrix(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -85,7 +85,7 @@ def test_muon_multiplies_in_float32_and_updates_as_before() -> None:
 def test_what_multiplies_quickly_is_left_alone(
     device: str, instructions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bfloat16, "_has_instructions", lambda: instructions)
+    monkeypatch.setattr(bfloat16, "has_instructions", lambda: instructions)
     with quick_products(torch.device(device)), Multiplied() as multiplied:
         _ = matrix(3, 3) @ matrix(3, 3)
     assert multiplied.types == [torch.bfloat16]
