@@ -26,16 +26,18 @@ def curves(name: str, part: Part, records: Records) -> pd.DataFrame:
     """Every measurement of a part's trials.
 
     Returns:
-        One row a measurement: part, arm, seed, phase, images_seen, train_flops, train_seconds (NaN if the trial was not
-        timed), heldout_loss or, of a snapshot, distance, kid, precision and recall (the others NaN).
+        One row a measurement: part, arm, seed, phase, images_seen, train_flops, train_seconds (NaN if they do not
+        compare with the baseline's), heldout_loss or, of a snapshot, distance, kid, precision and recall (the others
+        NaN).
 
     Raises:
         MaskDMError: a trial has no record.
     """
     rows = []
     for arm, seed in itertools.product(part.arms, part.seeds):
-        record, machine = find_record(records, "study", f"{name}/{arm}-{seed}")
-        seconds = machine.seconds if machine else [math.nan] * len(record.history)
+        record, _ = find_record(records, "study", f"{name}/{arm}-{seed}")
+        timed = _timed_with_baseline(name, part, arm, seed, records)
+        seconds = timed.seconds if timed else [math.nan] * len(record.history)
         for row, elapsed in zip(record.history, seconds, strict=True):
             found = {"phase": row.get("phase"), "heldout_loss": row.get("heldout_loss")}
             if "heldout_loss" not in row:
@@ -51,7 +53,7 @@ def trials(name: str, part: Part, records: Records) -> pd.DataFrame:
 
     `compute_to_target` and `seconds_to_target` are the cost at which the trial reached the final held-out loss of the
     baseline of its seed, as a share of what that one spent, `distance_compute_to_target` that at which it reached the
-    distance; infinity: it never did.
+    distance; infinity: it never did. Seconds and images a second that do not compare with the baseline's are NaN.
 
     Raises:
         MaskDMError: a trial has no record.
@@ -72,7 +74,7 @@ def trials(name: str, part: Part, records: Records) -> pd.DataFrame:
                 "seconds_to_target": _to_target(own, base, "train_seconds", "heldout_loss"),
                 "distance_compute_to_target": _to_target(own, base, "train_flops", "distance"),
             }
-            | _costs(record, machine)
+            | _costs(record, machine, _timed_with_baseline(name, part, arm, seed, records))
         )
     return pd.DataFrame(rows)
 
@@ -167,12 +169,25 @@ def _pretraining(part: Part, arm: str, record: Record) -> dict[str, Any]:
     }
 
 
-def _costs(record: Record, machine: Machine | None) -> dict[str, float]:
+def _timed_with_baseline(name: str, part: Part, arm: str, seed: int, records: Records) -> Machine | None:
+    """The machine part of a trial whose times compare with those of the baseline of its seed, else None.
+
+    That is one of the same commit on the same hardware. Others were made in another session, perhaps on another machine
+    of the kind, or while it was slower: a ratio of their seconds says nothing of the arms.
+    """
+    _, own = find_record(records, "study", f"{name}/{arm}-{seed}")
+    _, base = find_record(records, "study", f"{name}/{part.baseline}-{seed}")
+    if own and base and own.hardware == base.hardware and own.git.get("commit") == base.git.get("commit"):
+        return own
+    return None
+
+
+def _costs(record: Record, machine: Machine | None, timed: Machine | None) -> dict[str, float]:
     return {
         "images_seen": record.summary["images_seen"],
         "train_flops": record.summary["train_flops"],
-        "train_seconds": machine.stage_seconds if machine else math.nan,
-        "images_per_second": (machine.images_per_second if machine else None) or math.nan,
+        "train_seconds": timed.stage_seconds if timed else math.nan,
+        "images_per_second": (timed.images_per_second if timed else None) or math.nan,
         "peak_memory_bytes": (machine.peak_memory_bytes if machine else None) or math.nan,
     }
 
@@ -190,7 +205,7 @@ def mean_curve(measured: pd.DataFrame, arm: str, measure: str, cost: str, points
     own = measured[measured["arm"] == arm].dropna(subset=[measure, cost])
     by_seed = [curve for _, curve in own.groupby("seed")]
     if not by_seed:
-        return pd.DataFrame(columns=[cost, "mean", "low", "high"])
+        return pd.DataFrame(columns=[cost, "mean", "low", "high"], dtype=float)
     start = max(curve[cost].iloc[0] for curve in by_seed)
     end = min(curve[cost].iloc[-1] for curve in by_seed)
     rows = []
