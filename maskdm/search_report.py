@@ -1,11 +1,13 @@
 """What a search came to, in words: functions of its settings, tables and records."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from maskdm.analysis import Records, distance_metric
+from maskdm.analysis import Records, compute_to_target, distance_metric
 from maskdm.config import Params
 from maskdm.errors import MaskDMError
 from maskdm.records import Record
@@ -27,7 +29,8 @@ def confirmation(trials: pd.DataFrame, records: Records) -> pd.DataFrame:
     """One row a run of the search's `records` that confirms, the best trials first, then `paper` and `scratch`.
 
     Columns: `arm`, `masks` (in words), `seed`, `heldout_loss`, the Fréchet distance under its name, `kid`,
-    `train_flops`.
+    `train_flops`, `compute_to_target` (at which it reached scratch's final held-out loss of the same seed, as a share
+    of what scratch spent; infinity: it never did).
 
     Raises:
         MaskDMError: there is none.
@@ -38,6 +41,7 @@ def confirmation(trials: pd.DataFrame, records: Records) -> pd.DataFrame:
     words = {f"trial{number}": masks for number, masks in zip(trials["trial"], trials["masks"], strict=True)}
     complete = trials[trials["state"] == "complete"].sort_values(["heldout_loss", "trial"])
     rank = {f"trial{number}": place for place, number in enumerate(complete["trial"])}
+    scratch = {record.params["seed"]: record.summary for record in runs if record.arm == "scratch"}
     rows = [
         {
             "arm": record.arm,
@@ -45,12 +49,19 @@ def confirmation(trials: pd.DataFrame, records: Records) -> pd.DataFrame:
             "seed": record.params["seed"],
             **{name: record.summary[name] for name in ("heldout_loss", distance_metric(record.summary), "kid")},
             "train_flops": record.summary["train_flops"],
+            "compute_to_target": _to_target(record, scratch[record.params["seed"]]),
         }
         for record in runs
     ]
     order = {"paper": len(rank), "scratch": len(rank) + 1}
     rows.sort(key=lambda row: (rank.get(row["arm"], order.get(row["arm"], -1)), row["seed"]))
     return pd.DataFrame(rows)
+
+
+def _to_target(record: Record, scratch: dict[str, Any]) -> float:
+    curve = [row for row in record.history if "heldout_loss" in row]
+    flops, losses = ([row[name] for row in curve] for name in ("train_flops", "heldout_loss"))
+    return compute_to_target(flops, losses, scratch["heldout_loss"]) / float(scratch["train_flops"])
 
 
 def _masks(record: Record) -> str:
@@ -119,13 +130,22 @@ def arms_table(confirmed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for arm, runs in confirmed.groupby("arm", sort=False):
         row: dict[str, Any] = {"arm": f"`{arm}`", "masks": runs["masks"].iloc[0]}
-        rows.append(row | {title: _mean_and_range(runs[column]) for column, title in columns.items()})
+        row |= {title: _mean_and_range(runs[column]) for column, title in columns.items()}
+        rows.append(row | {"compute to scratch's loss": _share_and_range(runs["compute_to_target"])})
     return pd.DataFrame(rows)
 
 
 def _mean_and_range(values: pd.Series) -> str:
     mean = four_digits(values.mean())
     return mean if len(values) == 1 else f"{mean} ({four_digits(values.min())} to {four_digits(values.max())})"
+
+
+def _share_and_range(shares: pd.Series) -> str:
+    """`75 % (73 % to 77 %)`, or with how many seeds the loss was reached."""
+    if math.isinf(shares.max()):
+        return f"{np.isfinite(shares).sum()} of {len(shares)} seeds"
+    span = "" if shares.min() == shares.max() else f" ({percent(shares.min())} to {percent(shares.max())})"
+    return f"{percent(shares.mean())}{span}"
 
 
 def caution(params: Params, confirmed: pd.DataFrame) -> str:

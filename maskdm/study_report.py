@@ -26,10 +26,10 @@ HEAD = """\
 seed. An arm is compared with the baseline **of the same seed** (the same first weights, order of images and held-out \
 noise); intervals are 95 % percentile bootstrap intervals of the mean over the seeds. "Lower" and "higher" are said \
 only where the interval leaves zero out. With so few seeds such intervals are narrow: of arms that do not differ, they \
-call lower or higher about 24 % with three seeds, 20 % with four, 17 % with five and 14 % with six. So every part has a \
-`control`, a mask that removes one token: how far it ends from the baseline is what chance does, and an arm counts for \
-more than chance where it is clearly farther. Seconds and images/s are given of arms that were trained with the code and on the \
-hardware of their baseline; how fast each mask is where nothing else differs is measured below.\
+call lower or higher about 24 % with three seeds, 20 % with four, 17 % with five and 14 % with six. So every part has \
+a `control`, a mask that removes one token: how far it ends from the baseline is what chance does, and an arm counts \
+for more than chance where it is clearly farther. Seconds and images/s are given of arms that were trained with the \
+code and on the hardware of their baseline; how fast each mask is where nothing else differs is measured below.\
 """
 
 

@@ -93,7 +93,7 @@ def test_times_are_compared_only_where_commit_and_hardware_are_those_of_the_base
         assert ("90 % (90 % to 90 %) of its seconds" in text) == together
         with figures.style():
             lines = study_figures.mean_curves(measured, "scratch")
-        assert [len(axes.lines[1].get_xdata()) > 0 for axes in lines.axes] == [True, True, together, together]
+        assert [np.size(axes.lines[1].get_xdata()) > 0 for axes in lines.axes] == [True, True, together, together]
 
 
 def test_without_an_arm_that_pays_none_is_called_the_lowest(records: list[tuple[Record, Machine]]) -> None:
