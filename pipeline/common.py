@@ -12,11 +12,23 @@ from filelock import FileLock, Timeout
 
 from maskdm.checkpoint import fingerprint
 from maskdm.compute import PhasePlan, build_network, peak_memory_bytes, plan_pretrain
-from maskdm.config import BlockMask, CropMask, Mask, Params, PatchMask, Recipe, flat, load_params, load_recipe
+from maskdm.config import (
+    BlockMask,
+    CropMask,
+    Mask,
+    MaskedPhase,
+    Params,
+    PatchMask,
+    Phase,
+    Recipe,
+    flat,
+    load_params,
+    load_recipe,
+)
 from maskdm.datasets.prepared import PreparedData
 from maskdm.device import choose_device
 from maskdm.errors import MaskDMError
-from maskdm.files import file_sha256
+from maskdm.numerics import NUMERICS
 from maskdm.processes import Processes
 from maskdm.records import Machine, Record, Stage, dvc_state, git_state, hardware
 from pipeline.paths import PREPARED, ROOT
@@ -108,10 +120,21 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def identity(project: Project, code: tuple[str, ...], *parts: Any) -> str:
-    """A stage's fingerprint: what it was given, the data, the device's kind and the library files that compute it."""
-    hashes = {name: file_sha256(ROOT / "maskdm" / f"{name}.py") for name in code}
-    return fingerprint(hashes, project.data.info["sha256"], project.device.type, *parts)
+def identity(project: Project, *parts: Any) -> str:
+    """A fingerprint of what a stage or a trial was given, of the data, the kind of device and `NUMERICS`."""
+    data = {key: project.data.info[key] for key in ("sha256", "train", "heldout", "shape")}
+    return fingerprint(NUMERICS, data, project.device.type, *parts)
+
+
+def phase_settings(phase: Phase, recipe: Recipe) -> dict[str, Any]:
+    """A phase for a fingerprint: what it comes to, however it is written.
+
+    Defaults are left out: a setting that is added later, with a default that means "as before", changes nothing.
+    """
+    settings = phase.model_dump(exclude={"override", "handover"}, exclude_defaults=True)
+    if isinstance(phase, MaskedPhase):
+        settings["handover"] = phase.handover or recipe.handover
+    return settings | {"optimisation": phase.optimisation(recipe).model_dump(exclude_defaults=True)}
 
 
 def run_params(project: Project, pretrain: str, plans: tuple[PhasePlan, ...]) -> dict[str, Any]:

@@ -36,24 +36,6 @@ from maskdm.uvit import UViT
 from pipeline.common import Project, chosen_key, exclusive, identity, now, run_params
 from pipeline.paths import REFERENCE, ROOT, weights_folder, work_folder
 
-# The library files whose code decides the result: dvc.yaml lists the same ones as dependencies.
-CODE = (
-    "checkpoint",
-    "compute",
-    "config",
-    "datasets/prepared",
-    "device",
-    "diffusion",
-    "extractors",
-    "files",
-    "metrics",
-    "optimizers",
-    "patches",
-    "processes",
-    "sampling",
-    "seeding",
-    "uvit",
-)
 GRID_SIDE = 8  # samples a side of the grid that is kept
 
 Row = dict[str, Any]
@@ -74,7 +56,6 @@ def run_stage(project: Project, arm: str) -> None:
     settings = params.model_dump(include={"sampling", "evaluation"})
     run_identity = identity(
         project,
-        CODE,
         ["evaluate", arm, params.seed, settings],
         {share: network_sha256(load_snapshot(folder, project.device)) for share, folder in snapshots.items()},
     )

@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
-# The library files whose code decides what a trial comes to, and which are tried.
-CODE = (*single.CODE, "search")
 POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
 POLL_SECONDS = 1.0
 BEST = "searched"  # the arm in best.yaml
@@ -87,7 +85,7 @@ class Search:
         check(project)
         settings = params.model_dump(include={"seed", "model", "data", "heldout"})
         space = params.search.model_dump(include={"train_flops", "space", "finetune"})
-        return cls(place, project, identity(project, CODE, place.stage, settings, space, project.recipe.model_dump()))
+        return cls(place, project, identity(project, place.stage, settings, space, project.recipe.model_dump()))
 
     @property
     def folder(self) -> Path:

@@ -18,7 +18,8 @@ from maskdm.analysis import FLOOR
 from maskdm.bfloat16 import quick_products
 from maskdm.checkpoint import fingerprint
 from maskdm.errors import exit_with_one_line
-from maskdm.files import file_sha256, write_atomically, write_csv
+from maskdm.files import write_atomically, write_csv
+from maskdm.numerics import NUMERICS
 from maskdm.progress import bar_interval
 from maskdm.seeding import generator
 from maskdm.swiss_roll import SwissRoll, draw_points, even_points, load_settings, sliced_wasserstein
@@ -36,21 +37,6 @@ from pipeline.paths import ROOT, STUDY, STUDY_REPORTS
 
 TRUE_POINTS = 5_000  # evenly spaced, so that they add no chance of their own to a distance
 ARMS: tuple[Arm, ...] = get_args(Arm)
-# The library files whose code decides what is sampled.
-CODE = (
-    "compute",
-    "config",
-    "diffusion",
-    "masking",
-    "optimizers",
-    "patches",
-    "processes",
-    "sampling",
-    "seeding",
-    "swiss_roll",
-    "swiss_roll_training",
-    "uvit",
-)
 
 Row = tuple[str, int, int | None, float | None, float]  # arm, seed, step, train_flops, sliced_wasserstein
 Runs = dict[tuple[Arm, int], Samples]  # of each arm and seed
@@ -61,8 +47,7 @@ def main() -> None:
     with exit_with_one_line():
         torch.set_num_threads(1)  # so small a network is no faster with more
         settings = load_settings(STUDY)
-        code = {name: file_sha256(ROOT / "maskdm" / f"{name}.py") for name in CODE}
-        work = ROOT / "work" / "swiss_roll" / fingerprint(code, settings.model_dump())
+        work = ROOT / "work" / "swiss_roll" / fingerprint(NUMERICS, settings.model_dump())
         runs: Runs = {(arm, seed): kept(work, settings, arm, seed) for seed in range(settings.seeds) for arm in ARMS}
         measured = measure(settings, runs)
         with figures.style():

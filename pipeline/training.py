@@ -19,24 +19,6 @@ from pipeline.common import Project, exclusive, identity, now, plan_as_json, run
 from pipeline.paths import ROOT, snapshots_folder, state_file, weights_folder, work_folder
 
 TrainingStage = Literal["pretrain", "finetune"]
-# The library files whose code decides the weights: dvc.yaml lists the same ones as dependencies.
-CODE = (
-    "checkpoint",
-    "compute",
-    "config",
-    "datasets/prepared",
-    "device",
-    "diffusion",
-    "files",
-    "interrupts",
-    "masking",
-    "optimizers",
-    "patches",
-    "processes",
-    "seeding",
-    "training",
-    "uvit",
-)
 SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")  # final values
 
 
@@ -68,7 +50,6 @@ def run_stage(
     plans = tuple(plan for plan in plans if plan.steps)
     run_identity = identity(
         project,
-        CODE,
         [stage, key, project.params.seed, network_sha256(start), project.params.heldout.model_dump()],
         project.recipe.model_dump(),
         [plan_as_json(plan) for plan in plans],

@@ -22,12 +22,10 @@ from maskdm.errors import StoppedEarly
 from maskdm.records import Machine, Record, Stage, write_record
 from maskdm.training import Row
 from pipeline import evaluate, training
-from pipeline.common import Project, exclusive, identity, now, plan_as_json, run_params
+from pipeline.common import Project, exclusive, identity, now, phase_settings, run_params
 from pipeline.paths import ROOT
 from pipeline.pretrain import initial_network
 
-# The library files whose code decides the result: dvc.yaml lists the same ones as dependencies.
-CODE = tuple(sorted({*training.CODE, *evaluate.CODE}))
 SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")
 
 Watch = Callable[[Row], None]
@@ -75,11 +73,15 @@ def trial_plans(project: Project) -> tuple[PhasePlan, ...]:
 
 def trial_identity(project: Project, judged: bool) -> str:
     """The trial's fingerprint; names do not count, so that equal arms of two studies are one trial."""
-    params = project.params
-    looked_at = params.model_dump(include={"sampling", "evaluation"}) if judged else None
-    plans = [plan_as_json(plan) for plan in trial_plans(project)]
-    settings = params.model_dump(include={"seed", "model", "data", "heldout"})
-    return identity(project, CODE, settings, project.recipe.model_dump(), plans, looked_at)
+    params, recipe = project.params, project.recipe
+    ((_, arm),) = params.arms.items()
+    decisive = {"seed", "model", "budget", "heldout", *(("sampling", "evaluation") if judged else ())}
+    return identity(
+        project,
+        params.model_dump(include=decisive, exclude={"evaluation": {"weights"}}, exclude_defaults=True),
+        recipe.model_dump(exclude={"optimisation", "handover"}, exclude_defaults=True),
+        [phase_settings(phase, recipe) for phase in (*params.pretrain[arm.pretrain], arm.finetune)],
+    )
 
 
 def run_trial(

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import evaluate, training, trial
 from tests.conftest import PARAMS
 from tests.imports import PROJECT, closure
 from tests.kills import Activity, Repro, differences, draw_points, facts, kill_at, make_project
@@ -40,18 +39,6 @@ def test_a_stage_depends_on_exactly_the_code_that_decides_its_result(name: str) 
     module = dvc_stages()[name]["cmd"].removeprefix("python -m pipeline.").removeprefix("launch ").split()[0]
     imported = closure(PROJECT / "pipeline" / f"{module}.py", without=shown)
     assert listed == {str(path.relative_to(PROJECT)) for path in imported}
-
-
-@pytest.mark.parametrize(("name", "code"), [("finetune", training.CODE), ("evaluate", evaluate.CODE)])
-def test_a_runs_identity_covers_the_library_files_that_dvc_lists(name: str, code: tuple[str, ...]) -> None:
-    listed = {dep for dep in dvc_stages()[name]["deps"] if dep.startswith("maskdm/")}
-    assert {f"maskdm/{module}.py" for module in code} == listed
-
-
-def test_a_trials_identity_covers_what_trains_and_what_judges() -> None:
-    listed = {dep for dep in dvc_stages()["part"]["deps"] if dep.startswith("maskdm/")}
-    names_and_tables = {f"maskdm/{module}.py" for module in ("analysis", "study", "units")}
-    assert {f"maskdm/{module}.py" for module in trial.CODE} == listed - names_and_tables
 
 
 # --- the whole pipeline -------------------------------------------------------------------------------------

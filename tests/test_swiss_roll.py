@@ -27,9 +27,7 @@ from maskdm.swiss_roll_training import (
     steps_at_equal_compute,
     train_arm,
 )
-from pipeline import swiss_roll
-from tests.imports import PROJECT, closure
-from tests.test_pipeline import SHOWN_ONLY
+from tests.imports import PROJECT
 from tests.toy import ENVIRONMENT
 from tests.workspace import make_workspace
 
@@ -179,11 +177,6 @@ def test_the_projects_own_settings_are_valid() -> None:
 
 
 # --- the stage ----------------------------------------------------------------------------------------------
-
-
-def test_what_is_kept_is_named_by_all_the_code_that_decides_it() -> None:
-    imported = closure(PROJECT / "maskdm" / "swiss_roll_training.py", without=SHOWN_ONLY)
-    assert {f"maskdm/{name}.py" for name in swiss_roll.CODE} == {str(path.relative_to(PROJECT)) for path in imported}
 
 
 def run_stage(folder: Path, expect: int = 0) -> str:

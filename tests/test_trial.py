@@ -69,6 +69,28 @@ def test_names_do_not_make_another_trial_but_seeds_masks_and_judging_do(project:
     assert trial_identity(first, judged=False) != identity
 
 
+def test_how_settings_are_written_does_not_make_another_trial_but_what_they_come_to_does(project: Project) -> None:
+    (phase,), recipe = MASKED, project.recipe
+    identity = trial_identity(of(project, "patches", MASKED), judged=False)
+    spelt_out = {"handover": recipe.handover, "override": {"lr": recipe.optimisation.lr}}
+    assert trial_identity(of(project, "patches", (phase.model_copy(update=spelt_out),)), judged=False) == identity
+    another = {"override": {"lr": 2 * recipe.optimisation.lr}}
+    assert trial_identity(of(project, "patches", (phase.model_copy(update=another),)), judged=False) != identity
+
+
+def test_another_version_of_the_numbers_or_other_data_is_another_trial(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = of(project, "patches", MASKED)
+    identity = trial_identity(trial, judged=False)
+    elsewhere = trial.params.model_copy(update={"data": trial.params.data.model_copy(update={"root": "elsewhere"})})
+    assert trial_identity(replace(trial, params=elsewhere), judged=False) == identity, "content counts"
+    other = replace(trial.data, info=trial.data.info | {"sha256": "0" * 64})
+    assert trial_identity(replace(trial, data=other), judged=False) != identity
+    monkeypatch.setattr("pipeline.common.NUMERICS", 0)
+    assert trial_identity(trial, judged=False) != identity
+
+
 def test_an_arm_without_a_mask_is_one_dense_phase(project: Project) -> None:
     (plan,) = trial_plans(of(project, "scratch", ()))
     assert plan.mask is None

@@ -1,0 +1,124 @@
+"""The numbers of short trainings of every kind of mask, objective, optimiser and network, and of what judges them.
+
+python -m tests.golden    # writes golden.json anew, after NUMERICS has been raised, and prints hashes of the weights
+"""
+
+import hashlib
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskdm.checkpoint import network_sha256
+from maskdm.compute import build_network, plan_finetune, plan_pretrain
+from maskdm.config import Params, Recipe
+from maskdm.diffusion import noise_schedule
+from maskdm.metrics import Reference, ReferenceKey, compare
+from maskdm.numerics import NUMERICS
+from maskdm.processes import ALONE
+from maskdm.sampling import sample_images
+from pipeline.common import Project
+from pipeline.training import train_phases
+from tests.conftest import PARAMS, RECIPE, make_data
+
+FILE = Path(__file__).with_name("golden.json")
+STEPS = 8  # of each phase: few, so that rounding stays rounding
+SAMPLES = 16
+
+Numbers = dict[str, float]
+
+
+def phase(mask: dict[str, Any], share: float = 0.3, **settings: Any) -> dict[str, Any]:
+    """A masked phase as `params.yaml` has it."""
+    return {"mask": mask, "share": share, "batch_size": 8, **settings}
+
+
+PATCH, BLOCK, CROP = (
+    {"strategy": "patch", "ratio": 0.75},
+    {"strategy": "block", "ratio": 0.75, "block": 2},
+    {"strategy": "crop", "crop": 3},
+)
+# name -> masked phases, changes of the model, of the recipe, of its optimisation
+CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "dense": ([], {}, {}, {}),
+    "patch": ([phase(PATCH)], {}, {}, {}),
+    "block then crop": ([phase(BLOCK, 0.2), phase(CROP, 0.2)], {}, {}, {}),
+    "weights handed over": ([phase(PATCH)], {}, {"handover": "weights"}, {}),
+    "no positions": ([phase(PATCH, positions=False)], {}, {}, {}),
+    "classes and mirrored images": ([phase(CROP)], {"class_conditional": True}, {}, {"hflip": 0.5}),
+    "epsilon, linear": ([phase(BLOCK)], {}, {"prediction_type": "epsilon", "beta_schedule": "linear"}, {}),
+    "muon, min-SNR": ([phase(CROP)], {}, {}, {"optimizer": "muon", "min_snr_gamma": 5.0}),
+    "another rate, no clipping": ([phase(CROP, override={"lr": 5e-3})], {}, {}, {"grad_clip": None, "warmup": 0.2}),
+}
+SAMPLERS = ("ddpm", "ddim", "dpm_solver", "unipc")
+
+
+def main() -> None:
+    """Write the file, and print what may not change by a single bit where code is only moved."""
+    numbers, hashes = measure_all()
+    content = json.dumps({"numerics": NUMERICS, "numbers": numbers}, indent=1, sort_keys=True)
+    FILE.write_text(content + "\n", encoding="utf-8")
+    print("\n".join(f"{hashes[name]}  {name}" for name in sorted(hashes)))
+
+
+def measure_all() -> tuple[dict[str, Numbers], dict[str, str]]:
+    """The numbers of every case, and a hash of what it came to, bit for bit."""
+    numbers, hashes = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in CASES:
+            numbers[name], hashes[name] = measure(name, Path(folder) / str(len(numbers)))
+    return numbers, hashes
+
+
+def measure(name: str, folder: Path) -> tuple[Numbers, str]:
+    """Train a case and look at its samples."""
+    masked, model, recipe_changes, optimisation = CASES[name]
+    recipe = Recipe.model_validate(
+        {**RECIPE, **recipe_changes, "optimisation": {**RECIPE["optimisation"], **optimisation}}
+    )
+    params = Params.model_validate(
+        PARAMS
+        | {"model": PARAMS["model"] | model, "pretrain": {"masked": masked}, "baseline": "arm"}
+        | {"arms": {"arm": {"pretrain": "masked", "finetune": {"batch_size": 4}}}}
+    )
+    project = Project(params, recipe, make_data(), torch.device("cpu"), ALONE)
+    whole = (*plan_pretrain(params, recipe, "masked"), plan_finetune(params, recipe, "arm"))
+    plans = tuple(replace(plan, steps=STEPS, heldout_steps=(STEPS,), snapshot_steps={}) for plan in whole)
+    torch.manual_seed(0)
+    start = build_network(params.model, params.data, num_classes=4)
+    trained = train_phases(project, plans, start, folder, log=lambda _: None)
+    weights = torch.cat([weight.flatten().double() for weight in trained.network.parameters()])
+    last = trained.history[-1]
+    numbers = {key: last[key] for key in ("loss", "heldout_loss", "grad_norm", "train_flops")}
+    numbers["weights"] = weights.norm().item()
+    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    labels = torch.arange(SAMPLES) % 4 if trained.network.num_classes else None
+    images = {}
+    for sampler in SAMPLERS:
+        settings = params.sampling.model_copy(update={"sampler": sampler})
+        images[sampler] = sample_images(trained.network, schedule, settings, range(SAMPLES), 0, labels)
+        numbers[f"mean pixel, {sampler}"] = float(images[sampler].mean())
+    numbers |= judged(images["ddim"], project)
+    digest = hashlib.sha256(network_sha256(trained.network).encode())
+    for sampler in SAMPLERS:
+        digest.update(images[sampler].tobytes())
+    return numbers, digest.hexdigest()[:16]
+
+
+def judged(samples: np.ndarray, project: Project) -> Numbers:
+    """All metrics of the samples, with pixels for features: an extractor has tests of its own."""
+    evaluation = project.params.evaluation.model_copy(update={"kid_subset_size": 8})
+    key = ReferenceKey("0" * 64, evaluation.extractor, "0" * 64, evaluation.input_size, 64, evaluation.nearest_k)
+    real, made = (
+        images.reshape(len(images), -1).astype(np.float32) / 255 for images in (project.data.train[:64], samples)
+    )
+    return compare(made, Reference.of(key, real), evaluation, seed=0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
