@@ -170,40 +170,65 @@ def build_reference(extractor: Extractor, train: np.ndarray, data_sha256: str, e
     Raises:
         MaskDMError: there are not as many training images, or too few for `nearest_k`.
     """
-    if evaluation.reference > len(train):
+    check_reference(evaluation, len(train))
+    chosen = np.sort(_shuffled(len(train))[: evaluation.reference])  # sorted: a memory map is read front to back
+    features = extract(extractor, train[chosen], evaluation.batch_size)
+    return Reference.of(ReferenceKey.of(extractor, data_sha256, evaluation), features)
+
+
+def check_reference(evaluation: Evaluation, num_train: int) -> None:
+    """Refuse a reference that `num_train` training images do not suffice for.
+
+    Raises:
+        MaskDMError: there are too few, or too few for `nearest_k`.
+    """
+    if evaluation.reference > num_train:
         raise MaskDMError(
-            f"evaluation.reference={evaluation.reference} but the data set has {len(train)} training images; "
-            f"allowed: at most {len(train)}"
+            f"evaluation.reference={evaluation.reference} but the data set has {num_train} training images; "
+            f"allowed: at most {num_train}"
         )
     if evaluation.nearest_k >= evaluation.reference:
         raise MaskDMError(
             f"evaluation.nearest_k={evaluation.nearest_k}; allowed: less than evaluation.reference "
             f"({evaluation.reference} images)"
         )
-    chosen = np.sort(_shuffled(len(train))[: evaluation.reference])  # sorted: a memory map is read front to back
-    features = extract(extractor, train[chosen], evaluation.batch_size)
-    return Reference.of(ReferenceKey.of(extractor, data_sha256, evaluation), features)
+
+
+def floor_counts(evaluation: Evaluation, num_train: int, num_heldout: int) -> tuple[int, int]:
+    """How many held-out images, and how many training images outside the reference, the floor is measured on.
+
+    As many as an evaluation has samples, held-out ones first; where there are fewer such images, all of them.
+
+    Raises:
+        MaskDMError: they are too few for `nearest_k`.
+    """
+    from_heldout = min(evaluation.samples, num_heldout)
+    from_train = min(evaluation.samples - from_heldout, num_train - evaluation.reference)
+    if from_heldout + from_train <= evaluation.nearest_k:
+        raise MaskDMError(
+            f"evaluation.nearest_k={evaluation.nearest_k} but the data set has {from_heldout + from_train} images "
+            "outside the reference, held out or for training; allowed: fewer neighbours, a larger data.holdout or a "
+            "smaller evaluation.reference"
+        )
+    return from_heldout, from_train
 
 
 def floor_images(train: np.ndarray, heldout: np.ndarray, evaluation: Evaluation) -> tuple[np.ndarray, int]:
-    """`evaluation.samples` real images, none of them in the reference, and how many of them are held out.
-
-    Held-out images first; where they are too few, training images outside the reference fill up.
+    """Real images that are not in the reference, as many as `floor_counts` says, and how many of them are held out.
 
     Raises:
         MaskDMError: there are not enough images.
     """
-    spare = _shuffled(len(train))[evaluation.reference :]
-    available = len(heldout) + len(spare)
-    if evaluation.samples > available:
-        raise MaskDMError(
-            f"evaluation.samples={evaluation.samples} but the data set has {available} images outside the reference "
-            f"({len(heldout)} held out, {len(spare)} for training); allowed: at most {available}, or a smaller "
-            "evaluation.reference"
-        )
-    from_heldout = _shuffled(len(heldout))[: evaluation.samples]
-    from_train = spare[: evaluation.samples - len(from_heldout)]
-    return np.concatenate([heldout[np.sort(from_heldout)], train[np.sort(from_train)]]), len(from_heldout)
+    held, spare = floor_counts(evaluation, len(train), len(heldout))
+    from_heldout = _shuffled(len(heldout))[:held]
+    from_train = _shuffled(len(train))[evaluation.reference :][:spare]
+    return np.concatenate([heldout[np.sort(from_heldout)], train[np.sort(from_train)]]), held
+
+
+def floor(features: np.ndarray, reference: Reference, evaluation: Evaluation, seed: int) -> dict[str, float]:
+    """What `compare` gives for real images, whose features these are; KID by smaller subsets where they are few."""
+    subset = min(evaluation.kid_subset_size, len(features))
+    return compare(features, reference, evaluation.model_copy(update={"kid_subset_size": subset}), seed)
 
 
 def compare(samples: np.ndarray, reference: Reference, evaluation: Evaluation, seed: int) -> dict[str, float]:

@@ -245,6 +245,17 @@ def _setup(params: Params, arms: pd.DataFrame) -> str:
         f"Extractor {row['extractor']} at {row['input_size']:.0f} px; {row['samples']:,.0f} samples against "
         f"{row['reference']:,.0f} training images; {row['sampler']}, {row['num_inference_steps']:.0f} steps{eta}; "
         f"{row['weights']} weights. Floor: {floor['samples']:,.0f} against {floor['reference']:,.0f} real images."
+        f"{_fewer(floor['samples'], row['samples'])}"
+    )
+
+
+def _fewer(floor: float, samples: float) -> str:
+    """How to read a floor of fewer images than there are samples; nothing where it has as many."""
+    if floor >= samples:
+        return ""
+    return (
+        " The data set has no more images outside the reference. A Fréchet distance grows as images get fewer: the "
+        f"floor of {samples:,.0f} real images would be lower."
     )
 
 

@@ -1,6 +1,6 @@
 """DVC stage `reference`: the real images that samples are compared with, and the floor of that comparison.
 
-The floor is what the metrics give for as many other real images as an evaluation has samples.
+The floor is what the metrics give for other real images: as many as an evaluation has samples, if there are as many.
 """
 
 import json
@@ -11,7 +11,7 @@ from maskdm.device import choose_device
 from maskdm.errors import exit_with_one_line
 from maskdm.extractors import extract, load_extractor
 from maskdm.files import write_atomically
-from maskdm.metrics import build_reference, compare, floor_images
+from maskdm.metrics import build_reference, check_reference, floor, floor_images
 from pipeline.paths import PREPARED, REFERENCE, ROOT
 
 RECORD = ROOT / "records" / "reference.json"
@@ -24,13 +24,14 @@ def main() -> None:
         evaluation = params.evaluation
         data = PreparedData.open(PREPARED)
         # first, so that too few images are reported at once and not after minutes
+        check_reference(evaluation, len(data.train))
         images, from_heldout = floor_images(data.train, data.heldout, evaluation)
         extractor = load_extractor(evaluation, choose_device())
         reference = build_reference(extractor, data.train, data.info["sha256"], evaluation)
-        floor = compare(extract(extractor, images, evaluation.batch_size), reference, evaluation, params.seed)
+        measured = floor(extract(extractor, images, evaluation.batch_size), reference, evaluation, params.seed)
         reference.save(REFERENCE)
         record = {
-            "floor": floor,
+            "floor": measured,
             "floor_images": from_heldout,
             "floor_training_images": len(images) - from_heldout,
             "reference_images": reference.key.count,

@@ -25,6 +25,8 @@ from maskdm.metrics import (
     ReferenceKey,
     build_reference,
     compare,
+    floor,
+    floor_counts,
     floor_images,
     frechet_distance,
     kid,
@@ -332,9 +334,20 @@ def test_the_floor_fills_up_with_training_images_outside_the_reference() -> None
     assert not set(chosen[:, 0, 0, 0]) & set(reference.features[:, 0].astype(int))
 
 
+def test_a_floor_takes_the_images_that_there_are() -> None:
+    chosen, from_heldout = floor_images(images(60), images(15, first=100), evaluation())
+    assert (from_heldout, len(chosen)) == (15, 25)
+    whole = evaluation(reference=60)  # the usual protocol: every training image
+    chosen, from_heldout = floor_images(images(60), images(15, first=100), whole)
+    assert from_heldout == len(chosen) == 15
+    few = evaluation(kid_subset_size=20)
+    reference = build_reference(pixel_extractor(), images(60), "d" * 64, few)
+    assert floor(pixel_extractor()(chosen), reference, few, seed=0)["fd_effnet_lite0"] > 0
+
+
 def test_a_floor_without_enough_images_says_how_many_there_are() -> None:
-    with pytest.raises(MaskDMError, match=r"evaluation.samples=30 but .* 25 images .*allowed: at most 25"):
-        floor_images(images(60), images(15, first=100), evaluation())
+    with pytest.raises(MaskDMError, match=r"evaluation.nearest_k=3 but .* 3 images outside the reference"):
+        floor_counts(evaluation(), num_train=50, num_heldout=3)
 
 
 # --- the stage --------------------------------------------------------------------------------------------
