@@ -23,8 +23,8 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.diffusion import epsilon_loss, noise_schedule
 from maskdm.errors import exit_with_one_line
 from maskdm.files import write_atomically
-from maskdm.records import count_cores
 from maskdm.sampling import sample_images
+from maskdm.threads import count_cores
 from maskdm.training import PhaseTrainer, make_heldout_loss
 from maskdm.uvit import UViT
 from pipeline.paths import PREPARED, ROOT

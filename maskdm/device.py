@@ -5,6 +5,7 @@ import os
 import torch
 
 from maskdm.errors import MaskDMError
+from maskdm.threads import count_cores
 
 
 def choose_device() -> torch.device:
@@ -16,6 +17,8 @@ def choose_device() -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be deterministic
     torch.use_deterministic_algorithms(True)
     if not torch.cuda.is_available():
+        if "OMP_NUM_THREADS" not in os.environ and (cores := count_cores()) < torch.get_num_threads():
+            torch.set_num_threads(cores)  # torch knows nothing of a container's quota
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun: the number of this process on its machine
     if index >= (gpus := torch.cuda.device_count()):

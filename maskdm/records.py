@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from maskdm.errors import MaskDMError
 from maskdm.files import write_atomically
+from maskdm.threads import count_cores
 
 if TYPE_CHECKING:
     import torch
@@ -208,11 +209,6 @@ def hardware(device: "torch.device", processes: int) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "precision": "bfloat16" if on_gpu else "float32",
     }
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

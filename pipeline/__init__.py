@@ -1,1 +1,3 @@
 """The stages of `dvc.yaml`: one short script each."""
+
+import maskdm  # noqa: F401 - first, before torch: it says how threads wait

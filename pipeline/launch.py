@@ -13,7 +13,7 @@ import signal
 import sys
 
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.records import count_cores
+from maskdm.threads import count_cores
 
 VARIABLE = "MASKDM_PROCESSES"
 STAGES = ("pretrain", "finetune", "evaluate")

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from maskdm.errors import MaskDMError
-from maskdm.records import count_cores
+from maskdm.threads import count_cores
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,8 +19,8 @@ from tests.kills import Activity, Repro, differences, draw_points, facts, kill_a
 from tests.toy import ENVIRONMENT, write_params
 from tests.workspace import make_workspace
 
-# They show and keep what was computed; bfloat16 makes up for what a CPU lacks.
-SHOWN_ONLY = frozenset({"errors", "progress", "records", "tracking", "bfloat16"})
+# They show and keep what was computed; bfloat16 makes up for what a CPU lacks, threads for what else runs on it.
+SHOWN_ONLY = frozenset({"errors", "progress", "records", "tracking", "bfloat16", "threads"})
 
 
 def dvc_stages() -> dict[str, dict[str, Any]]:

@@ -1,0 +1,52 @@
+"""How many threads may compute, and how they wait for each other."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the user has said how they should wait.
+
+    By default they spin. If another program has the core of the one that they wait for, they spin until that one has
+    it back, and training is a hundred times slower (reports/performance.md, "Threads"). OpenMP reads the variable when
+    torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def count_cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may use: those of its affinity, or fewer if a container's quota is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(cgroups, own))]))
+
+
+def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
+    """The CPU time a second of this process's control group and those above it, in cores, where it is limited."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return  # no Linux
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for folder in (cgroups, cgroups / "cpu", cgroups / "cpu,cpuacct"):  # version 2, and 1 by its two names
+            place = Path(path.lstrip("/"))
+            for group in (place, *place.parents):
+                yield from _quota(folder / group)
+
+
+def _quota(group: Path) -> Iterator[float]:
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
+        except OSError:
+            return
+    if quota != "max" and int(quota) > 0:
+        yield int(quota) / int(period)
