@@ -306,6 +306,7 @@ class Search(Schema):
 
     train_flops: Annotated[float, Field(gt=0)]  # of every trial, and of every run that confirms
     trials: Positive
+    parallel: Positive  # trials that may run at a time: each is drawn without knowing what the others come to
     space: SearchSpace
     finetune: Phase  # of every trial
     confirm: Positive  # how many of the best are trained again and judged by distance, beside the paper's and scratch

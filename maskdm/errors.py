@@ -12,6 +12,10 @@ class MaskDMError(Exception):
     """Bad input or a broken environment. The message is one line: what is wrong, where, what is allowed."""
 
 
+class DivergedError(MaskDMError):
+    """The loss of a training is not finite: its settings are at fault."""
+
+
 class StoppedEarly(Exception):  # noqa: N818 - no error
     """Whoever watches a training has seen enough of it: it ends here, on purpose."""
 

@@ -19,6 +19,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite database; `?`, `%` and the like in its path are quoted."""
+    from sqlalchemy import URL  # here: it takes a while, and few callers need it
+
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string()
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place: a kill leaves the old file or the new.
 

@@ -1,7 +1,9 @@
 """The search for a pre-training: what it chooses from, and the study that chooses. The only file that imports Optuna.
 
-A study's trials all spend the same compute, and the lower held-out loss at the end wins. Workers share a study through
-its storage: a journal file on one machine, a database for several.
+A study's trials all spend the same compute, and the lower held-out loss at the end wins. Trial n is drawn, and pruned,
+by what the trials up to n - `parallel` came to, whichever of the others are done by then. So the same seed tries the
+same trials and finds the same best, whatever the number and the speed of the workers, killed and resumed or not.
+Workers share a study through a database: a file on one machine, a server for several.
 """
 
 import hashlib
@@ -9,52 +11,46 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
-from filelock import FileLock
 from optuna.importance import get_param_importances
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, fail_stale_trials
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages import RDBStorage
+from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from maskdm.analysis import mask_name
-from maskdm.config import BlockMask, CropMask, Mask, MaskedPhase, PatchMask, Phase, SearchSpace, effective_mask_ratio
-from maskdm.errors import MaskDMError, StoppedEarly
+from maskdm.config import (
+    BlockMask,
+    CropMask,
+    Mask,
+    MaskedPhase,
+    PatchMask,
+    Phase,
+    Search,
+    SearchSpace,
+    effective_mask_ratio,
+)
+from maskdm.errors import DivergedError, MaskDMError, StoppedEarly
+from maskdm.files import sqlite_url
 
 Grid = tuple[int, int]
 
 PAPER_RATIO, PAPER_SHARE = 0.9, 0.25  # 200 k masked steps of 256 images beside fine-tuning: a quarter of the compute
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+RANDOM_TRIALS = 8  # drawn at random; the others by TPE
+DRAWING = (RANDOM_TRIALS, optuna.__version__)  # what decides which trials are drawn, beside the settings and the seed
+DATABASE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 WHOLE = 1000  # the step of a trial's end: steps are permille of its compute
-WAIT_SECONDS = 1.0
-HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 60  # a database's: when a worker that is silent counts as dead
-NUMBER = "number"  # attribute of a trial that goes on with one whose worker died: that one's number
-
-
-class _KernelLock(JournalFileOpenLock):
-    """Who is killed holds it no longer. Optuna's own locks are files, which a killed worker leaves behind for others to
-    wait for, without end where the journal's path is relative.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        """Wait for it."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Let others have it."""
-        self._lock.release()
-
-
-class _SurplusError(Exception):
-    """Another worker has begun the last trial at the same moment."""
+WAIT_SECONDS = 0.5
+HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 60  # on a server: when a worker that is silent counts as dead
+BUSY_SECONDS = 60  # how long a worker waits for another one that writes to the same file
 
 
 # --- the space ----------------------------------------------------------------------------------------------
@@ -147,47 +143,75 @@ def paper_phases(space: SearchSpace, grid: Grid, finetune: Phase) -> tuple[Maske
 # --- the study ----------------------------------------------------------------------------------------------
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """A database, or without a `url` a journal in `folder`.
+def open_storage(url: str | None, folder: Path) -> RDBStorage:
+    """The database at `url`, of which only a server's can be shared by machines; without one, a file in `folder`.
 
     Raises:
-        MaskDMError: the database does not answer, or its driver is not installed.
+        MaskDMError: the database does not answer, is damaged, or its driver is not installed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
-    if url is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(folder / "journal.log"), _KernelLock(folder / "journal.lock")))
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, samplers
+    warnings.filterwarnings("ignore", "Heartbeat of storage")  # is kept here, too: `run_trials`
     try:
-        return RDBStorage(
-            url,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=_enqueue_again,
-        )
+        if url is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            options = {"connect_args": {"timeout": BUSY_SECONDS}}
+            return RDBStorage(sqlite_url(study_file(folder)), engine_kwargs=options)
+        return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
     except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or ImportError
-        where = re.sub(r"//[^/@]+@", "//", url)  # without a password
-        raise MaskDMError(f"storage {where}: {' '.join(str(error).split())[:300].replace(url, where)}") from None
+        raise MaskDMError(_database_failure(error, url, folder)) from None
 
 
-def open_study(storage: BaseStorage, name: str, key: tuple[Any, ...], space: SearchSpace, trials: int) -> optuna.Study:
-    """The study, created at first use. What it draws depends on `key` and on how many trials there are already.
+def study_file(folder: Path) -> Path:
+    """Where the study of one machine is kept."""
+    return folder / "study.db"
 
-    The first third of the trials is drawn at random, the others by TPE. A trial is pruned if its held-out loss is above
-    the median of those before, and not before the longest pre-training is over: what a network that has never seen a
-    whole image loses on whole images says little.
+
+@contextmanager
+def one_line_failures(url: str | None, folder: Path) -> Iterator[None]:
+    """Turn what the database raises in the `with` block into one line that names it and says what to do.
+
+    Raises:
+        MaskDMError: in place of the database's errors.
     """
-    startup = max(2, trials // 3)
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        raise MaskDMError(_database_failure(error, url, folder)) from None
+
+
+def _database_failure(error: BaseException, url: str | None, folder: Path) -> str:
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    said = " ".join(str(cause).split())[:300] or type(cause).__name__
+    if url is None:
+        return (
+            f"{study_file(folder)}: {said}; the same command goes on; if the file is damaged, delete it: "
+            "recorded trials are not trained again"
+        )
+    where = re.sub(r"//[^/@]+@", "//", url)  # without a password
+    return f"storage {where}: {said.replace(url, where)}"
+
+
+def open_study(storage: RDBStorage, name: str, trials: int) -> optuna.Study:
+    """The study `name` with at least `trials` trials, finished, under way or waiting; created at first use."""
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-    draws = hashlib.blake2b(repr((key, len(study.get_trials(deepcopy=False)))).encode(), digest_size=4).digest()
-    study.sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=int.from_bytes(draws, "big"))
-    study.pruner = optuna.pruners.MedianPruner(startup, n_warmup_steps=round(WHOLE * space.share[1]))
+    for _ in range(trials - len(study.get_trials(deepcopy=False))):
+        study.enqueue_trial({})
     return study
 
 
+def first_trials(study: optuna.Study, count: int) -> optuna.Study:
+    """A study in memory of those of the first `count` trials that have finished."""
+    first = optuna.create_study()
+    first.add_trials([trial for trial in finished_trials(study) if trial.number < count])
+    return first
+
+
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Those that count, pruned ones too, in the order in which they ended."""
-    return sorted(study.get_trials(deepcopy=False, states=FINISHED), key=lambda trial: str(trial.datetime_complete))
+    """Those that count, pruned ones too, in the order of their numbers."""
+    return study.get_trials(deepcopy=False, states=FINISHED)
 
 
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
@@ -196,75 +220,136 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
     return sorted(complete, key=lambda trial: (trial.value, trial.number))[:count]
 
 
-def trial_number(trial: Trial | FrozenTrial) -> int:
-    """Its number, or that of the trial that it goes on with."""
-    return int(trial.user_attrs.get(NUMBER, trial.number))
-
-
 def revive(study: optuna.Study) -> None:
-    """Fail trials that nobody works at any more, and let others go on with them where they were.
+    """Let others go on with the trials that nobody works at any more, where those were.
 
-    A journal has no heartbeat: there, nobody may be at work.
+    On a server that is who has been silent; in a file all of them: there, nobody may be at work.
     """
-    if isinstance(study._storage, RDBStorage):
-        fail_stale_trials(study)
-        return
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        _enqueue_again(study, trial)
+    storage = study._storage
+    if isinstance(storage, BaseHeartbeat) and is_heartbeat_enabled(storage):
+        left = storage._get_stale_trial_ids(study._study_id)
+    else:
+        left = [trial._trial_id for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+    for trial_id in left:
+        _release(study, trial_id)
 
 
-def _enqueue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    study.enqueue_trial(trial.params, user_attrs={NUMBER: trial_number(trial)})
+def _release(study: optuna.Study, trial_id: int) -> None:
+    study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def run_trials(study: optuna.Study, count: int, objective: Callable[[Trial], float]) -> None:
-    """Work at the study until `count` of its trials have finished, here or elsewhere.
+@dataclass(frozen=True)
+class Attempt:
+    """A trial under way: what it trains, and whether it is worth going on.
+
+    Attributes:
+        trial: Optuna's; it has all its parameters.
+        phases: what it trains before fine-tuning.
+        earlier: the trials that it may know of, as a study in memory.
+        pruner: says by `earlier` whether it goes on.
+    """
+
+    trial: Trial
+    phases: tuple[MaskedPhase, ...]
+    earlier: optuna.Study
+    pruner: optuna.pruners.BasePruner
+
+    @property
+    def number(self) -> int:
+        """The same, whoever trains it and how often it is begun."""
+        return self.trial.number
+
+    def report(self, share: float, loss: float) -> None:
+        """Tell the study the held-out loss at a share of the trial's compute.
+
+        Raises:
+            StoppedEarly: the trial is not worth more compute.
+        """
+        step = round(WHOLE * share)
+        reported = dict(self.trial.storage.get_trial(self.trial._trial_id).intermediate_values)
+        if step not in reported:  # by a worker that was killed
+            self.trial.report(loss, step)
+        so_far = {at: value for at, value in reported.items() if at < step} | {step: loss}
+        if step < WHOLE and self._is_poor(so_far):
+            raise StoppedEarly(f"held-out loss {loss:.4g} at {share:.0%} of the compute")
+
+    def _is_poor(self, losses: dict[int, float]) -> bool:
+        so_far = optuna.trial.create_trial(state=TrialState.RUNNING, intermediate_values=losses)
+        return self.pruner.prune(self.earlier, so_far)
+
+
+def run_trials(
+    study: optuna.Study, search: Search, grid: Grid, seed: int, objective: Callable[[Attempt], float]
+) -> None:
+    """Work at the study until `search.trials` of its trials have finished, here or elsewhere.
+
+    A trial whose loss is not finite is the worst of all, and no end of the search.
 
     Args:
         study: whose other workers do the same.
-        count: of trials that are trained to the end or pruned.
-        objective: returns the loss; raises `StoppedEarly` where `report` does. On KeyboardInterrupt another worker, or
-            the next run, goes on with the trial; any other exception fails it, and is raised.
+        search: how many trials, from which space, and how many of them may run at a time.
+        grid: rows and columns of tokens.
+        seed: of what is drawn.
+        objective: returns the loss; raises `StoppedEarly` where `report` does. On any other exception this worker ends,
+            and another one, or the next run, goes on with the trial.
     """
-    while (missing := count - len(finished_trials(study))) > 0:
-        if len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) >= missing:
-            time.sleep(WAIT_SECONDS)  # others are at the last ones; if they die, theirs are to be done
-            fail_stale_trials(study)  # of a database; a journal's are revived by the next run
+    while sum(trial.number < search.trials for trial in finished_trials(study)) < search.trials:
+        trial = _claim(study, search)
+        if trial is None:  # others are at those that it would have to know of; if they die, theirs are to be done
+            time.sleep(WAIT_SECONDS)
+            if is_heartbeat_enabled(study._storage):
+                revive(study)
             continue
-        study.optimize(lambda trial: _run(study, trial, count, objective), n_trials=1, catch=(_SurplusError,))
+        with get_heartbeat_thread(trial._trial_id, study._storage):
+            try:
+                study.tell(trial, objective(_draw(study, trial, search, grid, seed)))
+            except (StoppedEarly, DivergedError):
+                study.tell(trial, state=TrialState.PRUNED)
+            except BaseException:
+                _release(study, trial._trial_id)
+                raise
 
 
-def _run(study: optuna.Study, trial: Trial, count: int, objective: Callable[[Trial], float]) -> float:
-    taken = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-    if sum(other.number < trial.number for other in taken) >= count:
-        raise _SurplusError
-    try:
-        return objective(trial)
-    except StoppedEarly as stopped:
-        raise optuna.TrialPruned(str(stopped)) from None
-    except KeyboardInterrupt:
-        _enqueue_again(study, study._storage.get_trial(trial._trial_id))
-        raise
+def _claim(study: optuna.Study, search: Search) -> Trial | None:
+    """The first trial that waits, if all that it may know of have finished."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if not waiting or not _ready(study, waiting[0].number, search):
+        return None
+    trial = study.ask()
+    if _ready(study, trial.number, search):
+        return trial
+    _release(study, trial._trial_id)  # another worker was quicker, and took the first one
+    return None
 
 
-def report(trial: Trial, share: float, loss: float) -> None:
-    """Tell the study a trial's held-out loss at a share of its compute.
+def _ready(study: optuna.Study, number: int, search: Search) -> bool:
+    finished = {trial.number for trial in finished_trials(study)}
+    return number < search.trials and finished.issuperset(range(number - search.parallel + 1))
 
-    Raises:
-        StoppedEarly: the trial is not worth more compute.
+
+def _draw(study: optuna.Study, trial: Trial, search: Search, grid: Grid, seed: int) -> Attempt:
+    """Choose what a trial trains by what those up to `parallel` before it came to.
+
+    A trial is pruned if its held-out loss is above the median of theirs, and not before the longest pre-training is
+    over: what a network that has never seen a whole image loses on whole images says little.
     """
-    step = round(WHOLE * share)
-    trial.report(loss, step)
-    if step < WHOLE and trial.should_prune():
-        raise StoppedEarly(f"held-out loss {loss:.4g} at {share:.0%} of the compute")
+    draws = hashlib.blake2b(repr((seed, trial.number)).encode(), digest_size=4).digest()
+    sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=int.from_bytes(draws, "big"))
+    earlier = first_trials(study, trial.number - search.parallel + 1)
+    earlier.sampler = sampler
+    drawn = earlier.ask()
+    suggest(drawn, search.space, grid)
+    study.sampler = optuna.samplers.PartialFixedSampler(drawn.params, optuna.samplers.RandomSampler())
+    phases = suggest(trial, search.space, grid)
+    pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=round(WHOLE * search.space.share[1]))
+    return Attempt(trial, phases, earlier, pruner)
 
 
 # --- results ------------------------------------------------------------------------------------------------
 
 
 def trials_frame(study: optuna.Study, space: SearchSpace, grid: Grid) -> pd.DataFrame:
-    """One row a trial that has finished, in the order in which they ended.
+    """One row a trial that has finished, in the order of their numbers.
 
     Columns: `trial` (its number), `state`, `share_spent` (of its compute, below 1 if it was pruned), `heldout_loss`
     (there), `masks` (in words), `mask` (kind), `effective_mask_ratio` (of the first phase), `phases`, `share` (of all
@@ -274,10 +359,10 @@ def trials_frame(study: optuna.Study, space: SearchSpace, grid: Grid) -> pd.Data
 
 
 def _row(trial: FrozenTrial, phases: tuple[MaskedPhase, ...], grid: Grid) -> dict[str, Any]:
-    last = max(trial.intermediate_values, default=WHOLE)
+    last = max(trial.intermediate_values, default=0)
     complete = trial.state == TrialState.COMPLETE
     return {
-        "trial": trial_number(trial),
+        "trial": trial.number,
         "state": trial.state.name.lower(),
         "share_spent": 1.0 if complete else last / WHOLE,
         "heldout_loss": trial.value if complete else trial.intermediate_values.get(last, math.nan),
@@ -294,7 +379,7 @@ def _row(trial: FrozenTrial, phases: tuple[MaskedPhase, ...], grid: Grid) -> dic
 def curves_frame(study: optuna.Study) -> pd.DataFrame:
     """The held-out losses on the way: `trial`, `share_spent`, `heldout_loss`."""
     rows = [
-        {"trial": trial_number(trial), "share_spent": step / WHOLE, "heldout_loss": loss}
+        {"trial": trial.number, "share_spent": step / WHOLE, "heldout_loss": loss}
         for trial in finished_trials(study)
         for step, loss in sorted(trial.intermediate_values.items())
     ]

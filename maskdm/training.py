@@ -24,7 +24,7 @@ from maskdm.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, s
 from maskdm.compute import PhasePlan
 from maskdm.datasets.prepared import PreparedData, sample_order
 from maskdm.diffusion import HeldoutLoss, denoising_loss, min_snr_weights
-from maskdm.errors import MaskDMError
+from maskdm.errors import DivergedError, MaskDMError
 from maskdm.interrupts import StopRequest
 from maskdm.masking import draw_ids_keep
 from maskdm.optimizers import learning_rate, make_optimizers, update
@@ -143,7 +143,8 @@ class PhaseTrainer:
         """Train to the end of the phase, from its checkpoint if there is one.
 
         Raises:
-            MaskDMError: the loss is not finite, a file cannot be written, or the checkpoint is corrupt.
+            DivergedError: the loss is not finite.
+            MaskDMError: a file cannot be written, or the checkpoint is corrupt.
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once the state is saved.
         """
         if state := load_checkpoint(self.checkpoint_path, self.device):
@@ -333,7 +334,7 @@ class PhaseTrainer:
             return
         first = int((~torch.isfinite(losses)).nonzero()[0])
         kept = self.checkpoint_path if self.checkpoint_path.is_file() else "none was saved yet"
-        raise MaskDMError(
+        raise DivergedError(
             f"the {self.plan.stage} loss became {losses[first].item()} at step {self.step - len(losses) + 1 + first} "
             f"of {self.plan.steps} (phase {self.plan.index}); last good checkpoint: {kept}; "
             "try a smaller lr, a larger batch_size or grad_clip"

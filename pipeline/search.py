@@ -11,7 +11,6 @@ results to the stage.
 import argparse
 import os
 import signal
-import socket
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
@@ -28,24 +27,26 @@ from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.files import write_atomically, write_csv
 from maskdm.processes import ALONE
 from maskdm.progress import bar_interval
-from maskdm.records import Record, count_cores, read_record, remove_records
+from maskdm.records import Record, read_record, remove_records
 from maskdm.search import (
+    DRAWING,
+    Attempt,
     best_trials,
     curves_frame,
     feasible_masks,
     finished_trials,
+    first_trials,
     importance_frame,
+    one_line_failures,
     open_storage,
     open_study,
     paper_phases,
     phases_of,
-    report,
     revive,
     run_trials,
-    suggest,
-    trial_number,
     trials_frame,
 )
+from maskdm.threads import count_cores
 from maskdm.training import Row
 from pipeline import evaluate
 from pipeline import trial as single
@@ -55,7 +56,7 @@ from pipeline.searches import LARGE, SMALL, Place
 from pipeline.workers import add_workers, count_workers, end_with_parent, visible_gpus
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Study
 
 VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
 POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
@@ -83,20 +84,21 @@ class Search:
         params = params.model_copy(update={"heldout": heldout})
         project = replace(Project.open(ALONE), params=params)
         check(project)
-        settings = params.model_dump(include={"seed", "model", "data", "heldout"})
-        space = params.search.model_dump(include={"train_flops", "space", "finetune"})
-        return cls(place, project, identity(project, place.stage, settings, space, project.recipe.model_dump()))
+        settings = params.model_dump(include={"seed", "model", "heldout"}, exclude_defaults=True)
+        settings |= params.search.model_dump(
+            include={"train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
+        )
+        return cls(place, project, identity(project, place.stage, DRAWING, settings, project.recipe.model_dump()))
 
     @property
     def folder(self) -> Path:
-        """Where the journal is. It stays, so that more trials go on from it."""
+        """Where the study is, without a server. It stays, so that more trials go on from it."""
         return ROOT / "work" / "search" / self.identity
 
-    def study(self, *worker: int | str) -> "Study":
-        """The study, for a worker: no two of them draw the same."""
-        params, storage = self.project.params, open_storage(os.environ.get(VARIABLE) or None, self.folder)
-        key = (params.seed, *worker)
-        return open_study(storage, f"maskdm-{self.identity}", key, params.search.space, params.search.trials)
+    def study(self) -> "Study":
+        """The study, whose trials the workers share."""
+        storage = open_storage(storage_url(), self.folder)
+        return open_study(storage, f"maskdm-{self.identity}", self.project.params.search.trials)
 
     def arm(self, name: str, pretrain: tuple[MaskedPhase, ...], seed: int) -> Project:
         """The project with one arm of the search's compute."""
@@ -108,7 +110,7 @@ class Search:
         """The runs that confirm the result, by the key of their record: no seed of them is the search's."""
         params, settings = self.project.params, self.project.params.search
         arms = {
-            f"trial{trial_number(trial)}": phases_of(trial, settings.space, params.grid)
+            f"trial{trial.number}": phases_of(trial, settings.space, params.grid)
             for trial in best_trials(study, settings.confirm)
         }
         arms |= {"paper": paper_phases(settings.space, params.grid, settings.finetune), "scratch": ()}
@@ -129,18 +131,24 @@ def main() -> None:
     with exit_with_one_line():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers save what they have
         found = Search.open(LARGE if arguments.large else SMALL)
-        workers = count_workers(arguments)
-        if arguments.join:
-            if not os.environ.get(VARIABLE):
-                raise MaskDMError(f"{VARIABLE} is not set; allowed: the URL of the database that the machines share")
-            run_workers(found, workers, joined=True)
-            return
-        with exclusive(found.folder):
-            scratch = found.arm("scratch", (), found.project.params.seed)
-            evaluate.Judge.open(scratch, "scratch", found.folder)  # what confirming needs should fail now, not then
-            revive(found.study())
-            run_workers(found, workers, joined=False)
-            write_results(found)
+        workers = min(count_workers(arguments), found.project.params.search.parallel)  # more would wait
+        if arguments.join and not storage_url():
+            raise MaskDMError(f"{VARIABLE} is not set; allowed: the URL of the database that the machines share")
+        with one_line_failures(storage_url(), found.folder):
+            if arguments.join:
+                run_workers(found, workers, joined=True)
+                return
+            with exclusive(found.folder):
+                scratch = found.arm("scratch", (), found.project.params.seed)
+                evaluate.Judge.open(scratch, "scratch", found.folder)  # what confirming needs should fail now, not then
+                revive(found.study())
+                run_workers(found, workers, joined=False)
+                write_results(found)
+
+
+def storage_url() -> str | None:
+    """The database that several machines share; None: there is none."""
+    return os.environ.get(VARIABLE) or None
 
 
 def check(project: Project) -> None:
@@ -185,39 +193,42 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     context = get_context("spawn")
     processes = [
         context.Process(
-            target=work, args=(found.place, index, workers, threads, gpus[index % len(gpus)] if gpus else None, joined)
+            name=f"worker {index}",
+            target=work,
+            args=(found.place, index, workers, threads, gpus[index % len(gpus)] if gpus else None, joined),
         )
         for index in range(workers)
     ]
+    failed: BaseProcess | None = None
     try:
         for process in processes:
             process.start()
-        wait_for(found, list(processes))
+        failed = wait_for(found, list(processes))
     finally:
         for process in processes:
             if process.is_alive():
                 process.terminate()
         for process in processes:
             process.join()
-    for index, process in enumerate(processes):
-        if (status := process.exitcode) and status < 0:
-            raise MaskDMError(
-                f"worker {index} was ended by {signal.Signals(-status).name}; the same command goes on from here"
-            )
-        if status:
-            raise SystemExit(status)  # it has said why
+    if failed is None:
+        return
+    if failed.exitcode and failed.exitcode < 0:
+        name = signal.Signals(-failed.exitcode).name
+        raise MaskDMError(f"{failed.name} was ended by {name}; the same command goes on from here")
+    raise SystemExit(failed.exitcode)  # it has said why
 
 
-def wait_for(found: Search, processes: list[BaseProcess]) -> None:
-    """Show how far the search is until all processes have ended well, or one has not."""
+def wait_for(found: Search, processes: list[BaseProcess]) -> BaseProcess | None:
+    """Show how far the search is until all processes have ended well, or one has not: that one is returned."""
     settings, study = found.project.params.search, found.study()
     done = len(finished_trials(study))
     with tqdm(desc="search", total=settings.trials, initial=done, unit="trial", mininterval=bar_interval()) as bar:
         while running := [process for process in processes if process.exitcode is None]:
             connection.wait([process.sentinel for process in running], POLL_SECONDS)
             bar.update(len(finished_trials(study)) - bar.n)
-            if any(process.exitcode for process in processes):
-                return
+            if failed := next((process for process in processes if process.exitcode), None):
+                return failed
+    return next((process for process in processes if process.exitcode), None)
 
 
 def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
@@ -229,34 +240,37 @@ def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, 
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     with exit_with_one_line():
         found = Search.open(place)
-        study = found.study(index, f"{socket.gethostname()} {os.getpid()}" if joined else "")
-        run_trials(study, found.project.params.search.trials, lambda trial: train_trial(found, trial))
-        if not joined:
-            for key, project in list(found.confirmations(study).items())[index::workers]:
+        params = found.project.params
+        with one_line_failures(storage_url(), found.folder):
+            study = found.study()
+            run_trials(study, params.search, params.grid, params.seed, lambda attempt: train_trial(found, attempt))
+            if joined:
+                return
+            done = first_trials(study, params.search.trials)
+            for key, project in list(found.confirmations(done).items())[index::workers]:
                 if recorded(found, project, key, judged=True) is None:
                     single.run_trial(project, found.place.stage, key, judged=True)
 
 
-def train_trial(found: Search, trial: "Trial") -> float:
+def train_trial(found: Search, attempt: Attempt) -> float:
     """Train a trial, or go on with one, and return its held-out loss."""
-    settings, total = found.project.params.search, found.project.params.search.train_flops
-    pretrain = suggest(trial, settings.space, found.project.params.grid)
-    project = found.arm("trial", pretrain, found.project.params.seed)
-    key = f"trials/{trial_number(trial):04d}"
+    total = found.project.params.search.train_flops
+    project = found.arm("trial", attempt.phases, found.project.params.seed)
+    key = f"trials/{attempt.number:04d}"
     told: set[float] = set()
 
     def watch(row: Row) -> None:
         share = int(POINTS * row["train_flops"] / total + 0.05) / POINTS  # phases end between points, arms about at 1
         if share and share not in told:
             told.add(share)
-            report(trial, share, row["heldout_loss"])
+            attempt.report(share, row["heldout_loss"])
 
-    known = recorded(found, project, key, judged=False)  # of a worker that was killed before it could tell the study
+    known = recorded(found, project, key, judged=False)  # of a worker that was killed before it told the study, say
     if known:
         for row in known.history:
             watch(row)
         return float(known.summary["heldout_loss"])
-    extra = {f"search.{name}": value for name, value in trial.params.items()}
+    extra = {f"search.{name}": value for name, value in attempt.trial.params.items()}
     return float(single.run_trial(project, found.place.stage, key, False, watch, extra).record.summary["heldout_loss"])
 
 
@@ -271,8 +285,8 @@ def recorded(found: Search, project: Project, key: str, judged: bool) -> Record 
 
 def write_results(found: Search) -> None:
     """The tables, the best configuration, and the records of this study alone."""
-    params, study = found.project.params, found.study()
-    space = params.search.space
+    params = found.project.params
+    study, space = first_trials(found.study(), params.search.trials), params.search.space
     trials = trials_frame(study, space, params.grid)
     for name, frame in (
         ("trials", trials),

@@ -18,7 +18,7 @@ from maskdm.analysis import distance_metric
 from maskdm.checkpoint import save_snapshot, snapshot_folder
 from maskdm.compute import PhasePlan, peak_memory_bytes, plan_finetune
 from maskdm.config import Arm, MaskedPhase, Params, Phase, flat, validated
-from maskdm.errors import StoppedEarly
+from maskdm.errors import DivergedError, StoppedEarly
 from maskdm.records import Machine, Record, Stage, write_record
 from maskdm.training import Row
 from pipeline import evaluate, training
@@ -133,10 +133,10 @@ def run_trial(
 
 @contextmanager
 def discarded(folder: Path) -> Iterator[None]:
-    """Remove `folder` when the trial is done or was stopped early: nothing is left to resume. Else it stays."""
+    """Remove `folder` when the trial is over, stopped early or diverged: nothing is left to resume. Else it stays."""
     try:
         yield
-    except StoppedEarly:
+    except (StoppedEarly, DivergedError):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

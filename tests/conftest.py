@@ -56,6 +56,7 @@ PARAMS: dict[str, Any] = {
     "search": {
         "train_flops": 3e9,
         "trials": 3,
+        "parallel": 2,
         "space": {
             "strategies": ["patch", "block", "crop"],
             "ratios": [0.5, 0.75],

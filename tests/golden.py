@@ -67,7 +67,8 @@ def main() -> None:
 
 def measure_all() -> tuple[dict[str, Numbers], dict[str, str]]:
     """The numbers of every case, and a hash of what it came to, bit for bit."""
-    numbers, hashes = {}, {}
+    numbers: dict[str, Numbers] = {}
+    hashes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in CASES:
             numbers[name], hashes[name] = measure(name, Path(folder) / str(len(numbers)))

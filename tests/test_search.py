@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -20,28 +20,28 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.trial import FixedTrial, Trial, TrialState
+from optuna.trial import FixedTrial
 from ruamel.yaml import YAML
 
+import maskdm.search
 from maskdm.compute import plan_finetune, plan_pretrain
-from maskdm.config import BUDGET_TOLERANCE, Params, SearchSpace, load_params, load_recipe, read_yaml
-from maskdm.errors import MaskDMError
+from maskdm.config import BUDGET_TOLERANCE, Params, Search, SearchSpace, load_params, load_recipe, read_yaml
+from maskdm.errors import DivergedError, MaskDMError
 from maskdm.records import read_records
 from maskdm.search import (
+    Attempt,
     best_trials,
     curves_frame,
     feasible_masks,
-    finished_trials,
     half_mask,
     importance_frame,
+    one_line_failures,
     open_storage,
     open_study,
     paper_phases,
-    report,
-    revive,
     run_trials,
+    study_file,
     suggest,
-    trial_number,
     trials_frame,
 )
 from pipeline.trial import trial_params
@@ -112,123 +112,184 @@ def test_every_trial_of_every_profile_spends_the_same_compute(path: Path) -> Non
 
 # --- the study, with a loss that costs nothing --------------------------------------------------------------
 
-
-def a_study(folder: Path, worker: int = 0, trials: int = 10) -> optuna.Study:
-    return open_study(open_storage(None, folder), "toy", (0, worker), SPACE, trials)
+SEARCH = Search.model_validate(PARAMS["search"] | {"trials": 14, "parallel": 3})
 
 
-def loss_of(trial: Trial) -> float:
-    (first, *_) = suggest(trial, SPACE, GRID)
+def a_study(folder: Path, trials: int = SEARCH.trials, url: str | None = None) -> optuna.Study:
+    return open_study(open_storage(url, folder), "toy", trials)
+
+
+def run(study: optuna.Study, objective: Callable[[Attempt], float], trials: int = SEARCH.trials, seed: int = 0) -> None:
+    run_trials(study, SEARCH.model_copy(update={"trials": trials}), GRID, seed, objective)
+
+
+def loss_of(attempt: Attempt) -> float:
+    (first, *_) = attempt.phases
+    loss = first.share + attempt.number * 7 % 5 / 5  # with some chance, so that good guesses are pruned as well
     for share in (0.25, 0.5, 0.75, 1.0):
-        report(trial, share, first.share / share)
-    return first.share
+        attempt.report(share, loss / share)
+    return loss
+
+
+def searched_by_one(folder: Path, trials: int = SEARCH.trials) -> pd.DataFrame:
+    """The trials of a study that nothing disturbed."""
+    study = a_study(folder, trials)
+    run(study, loss_of, trials)
+    return trials_frame(study, SPACE, GRID)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return searched_by_one(tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_pruned_trials_count_and_none_is_pruned_before_its_masks_are_over(tmp_path: Path) -> None:
-    study = a_study(tmp_path, trials=20)
-    run_trials(study, 20, loss_of)
+    study = a_study(tmp_path)
+    run(study, loss_of)
     frame = trials_frame(study, SPACE, GRID)
-    assert len(frame) == 20
+    assert list(frame["trial"]) == list(range(SEARCH.trials))
     pruned = frame[frame["state"] == "pruned"]
-    assert 0 < len(pruned) < 20
+    assert 0 < len(pruned) < SEARCH.trials
     assert (pruned["share_spent"] >= SPACE.share[1]).all()
     assert (pruned["share_spent"] < 1).all()
     assert best_trials(study, 1)[0].value == frame.loc[frame["state"] == "complete", "heldout_loss"].min()
     curves = curves_frame(study)
-    assert set(curves["trial"]) == set(range(20))
+    assert set(curves["trial"]) == set(range(SEARCH.trials))
     importance = importance_frame(study)
     assert importance["importance"].is_monotonic_decreasing
     assert "share" in set(importance["parameter"])
 
 
-def test_the_same_key_draws_the_same_trials(tmp_path: Path) -> None:
-    drawn = []
-    for name in ("one", "two"):
-        study = a_study(tmp_path / name, trials=6)
-        run_trials(study, 6, loss_of)
-        drawn.append(trials_frame(study, SPACE, GRID))
-    pd.testing.assert_frame_equal(drawn[0], drawn[1])
-    study = a_study(tmp_path / "three", worker=1, trials=6)
-    run_trials(study, 6, loss_of)
-    assert not trials_frame(study, SPACE, GRID)["lr"].equals(drawn[0]["lr"])
+def test_another_seed_draws_other_trials(undisturbed: pd.DataFrame, tmp_path: Path) -> None:
+    study = a_study(tmp_path / "another", 4)
+    run(study, loss_of, 4, seed=1)
+    other = trials_frame(study, SPACE, GRID)
+    assert not other["lr"].isin(undisturbed["lr"]).any()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit], ids=["interrupted", "killed"])
-def test_a_trial_whose_worker_stops_is_gone_on_with_under_its_number(tmp_path: Path, error: type) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError], ids=["interrupted", "ended", "failed"])
+def test_a_trial_whose_worker_stops_is_gone_on_with_under_its_number(
+    undisturbed: pd.DataFrame, tmp_path: Path, error: type
+) -> None:
     tried: list[tuple[int, float]] = []
 
-    def stops(trial: Trial) -> float:
-        loss = loss_of(trial)
-        tried.append((trial_number(trial), loss))
-        if len(tried) == 2:
-            raise error  # SystemExit passes Optuna by, and leaves the trial as a kill does
+    def stops(attempt: Attempt) -> float:
+        loss = loss_of(attempt)
+        tried.append((attempt.number, loss))
+        if len(tried) in (2, 9):
+            raise error
         return loss
 
-    with pytest.raises(error):
-        run_trials(a_study(tmp_path), 4, stops)
-    study = a_study(tmp_path)
-    revive(study)
-    run_trials(study, 4, stops)
+    for _ in range(2):
+        with pytest.raises(error):
+            run(a_study(tmp_path / "stopped"), stops)
+    study = a_study(tmp_path / "stopped")
+    run(study, stops)
     assert tried[1] == tried[2]
-    assert sorted(trial_number(trial) for trial in finished_trials(study)) == [0, 1, 3, 4]
+    pd.testing.assert_frame_equal(trials_frame(study, SPACE, GRID), undisturbed)
 
 
-def test_a_failed_trial_is_not_repeated(tmp_path: Path) -> None:
-    def fails(trial: Trial) -> float:
-        loss_of(trial)
-        raise MaskDMError("the loss became nan")
+def test_a_trial_that_diverges_counts_as_the_worst_and_ends_nothing(tmp_path: Path) -> None:
+    def diverges(attempt: Attempt) -> float:
+        if attempt.number % 2:
+            raise DivergedError("the loss became nan")
+        return loss_of(attempt)
 
-    with pytest.raises(MaskDMError, match="nan"):
-        run_trials(a_study(tmp_path), 1, fails)
     study = a_study(tmp_path)
-    revive(study)
-    assert not study.get_trials(states=(TrialState.WAITING, TrialState.RUNNING))
+    run(study, diverges)
+    frame = trials_frame(study, SPACE, GRID)
+    assert set(frame.loc[frame["trial"] % 2 == 1, "state"]) == {"pruned"}
+    assert (frame.loc[frame["trial"] % 2 == 1, "share_spent"] == 0).all()
+    assert best_trials(study, 1)[0].number % 2 == 0
 
 
-def test_a_finished_study_has_nothing_to_do_and_takes_more_trials(tmp_path: Path) -> None:
-    run_trials(a_study(tmp_path), 3, loss_of)
-    study = a_study(tmp_path)
-    run_trials(study, 3, lambda _: pytest.fail("done already"))
-    run_trials(study, 5, loss_of)
-    assert len(finished_trials(study)) == 5
+def test_a_finished_study_has_nothing_to_do_and_a_longer_one_begins_alike(
+    undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    searched_by_one(tmp_path, 6)
+    run(a_study(tmp_path, 6), lambda _: pytest.fail("done already"), 6)
+    pd.testing.assert_frame_equal(searched_by_one(tmp_path), undisturbed)
 
 
-def share_work(url: str | None, folder: Path, worker: int, count: int, start: Barrier) -> None:
-    """A worker in a process of its own; each trial it trains leaves a line."""
+# --- several workers ----------------------------------------------------------------------------------------
 
-    def objective(trial: Trial) -> float:
-        time.sleep(0.05)
+
+def share_work(url: str | None, folder: Path, worker: int, dies: bool, start: Barrier) -> None:
+    """A worker in a process of its own, the second one much slower than the first; each trial leaves a line."""
+
+    def objective(attempt: Attempt) -> float:
+        time.sleep(0.02 + 0.2 * worker * (attempt.number % 3))
         with (folder / f"worker{worker}").open("a") as file:
-            file.write(f"{trial.number} {sorted(trial.params.items())}\n")
-        return loss_of(trial)
+            file.write(f"{attempt.number}\n")
+        if dies and worker == 1:
+            os._exit(9)  # as a kill does
+        return loss_of(attempt)
 
-    study = open_study(open_storage(url, folder), "toy", (0, worker), SPACE, count)
+    maskdm.search.HEARTBEAT_SECONDS, maskdm.search.GRACE_SECONDS = 1, 3
+    study = a_study(folder, url=url)
     start.wait(120)  # or one that starts late finds all work done
-    run_trials(study, count, objective)
+    run(study, objective)
 
 
-def assert_shared(url: str | None, folder: Path, count: int) -> None:
-    """Two workers on one study do each trial once, and as many as asked for."""
+def work(url: str | None, folder: Path, dies: bool = False) -> tuple[pd.DataFrame, list[int]]:
+    """What two workers on one study come to, and the numbers of the trials that they worked at."""
     folder.mkdir(exist_ok=True)
-    study = open_study(open_storage(url, folder), "toy", (0,), SPACE, count)
+    study = a_study(folder, url=url)
     context = get_context("spawn")
     start = context.Barrier(2)
-    workers = [context.Process(target=share_work, args=(url, folder, n, count, start)) for n in range(2)]
+    workers = [context.Process(target=share_work, args=(url, folder, n, dies, start)) for n in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
-        assert worker.exitcode == 0
-    lines = [line for n in range(2) for line in (folder / f"worker{n}").read_text().splitlines()]
-    numbers = [int(line.split()[0]) for line in lines]
-    assert len(numbers) == len(set(numbers)) == count
-    assert sorted(trial.number for trial in finished_trials(study)) == sorted(numbers)
-    frame = trials_frame(study, SPACE, GRID)
-    assert not frame.duplicated(["mask", "share", "lr"]).any(), "workers draw different trials"
+    assert [worker.exitcode for worker in workers] == [0, 9 if dies else 0]
+    lines = [int(line) for n in range(2) for line in (folder / f"worker{n}").read_text().splitlines()]
+    return trials_frame(study, SPACE, GRID), lines
 
 
-def test_two_workers_share_a_journal(tmp_path: Path) -> None:
-    assert_shared(None, tmp_path, 12)
+def test_two_workers_share_a_study_and_try_what_one_tries(undisturbed: pd.DataFrame, tmp_path: Path) -> None:
+    together, tried = work(None, tmp_path)
+    assert sorted(tried) == list(range(SEARCH.trials)), "each trial once"
+    pd.testing.assert_frame_equal(together, undisturbed)
+
+
+def test_workers_that_may_not_run_side_by_side_learn_from_every_trial(tmp_path: Path) -> None:
+    alone = SEARCH.model_copy(update={"parallel": 1})
+    known: list[int] = []
+
+    def objective(attempt: Attempt) -> float:
+        known.append(len(attempt.earlier.trials) - 1)  # itself not counted
+        return loss_of(attempt)
+
+    run_trials(a_study(tmp_path), alone, GRID, 0, objective)
+    assert known == list(range(SEARCH.trials))
+
+
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 10, 5000])
+def test_a_damaged_study_is_one_line_that_names_it(tmp_path: Path, size: int) -> None:
+    searched_by_one(tmp_path, 4)
+    file = study_file(tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content[:size])
+    if size == 0:  # for SQLite a new database
+        assert len(a_study(tmp_path, 4).get_trials()) == 4
+        return
+    with pytest.raises(MaskDMError) as caught, one_line_failures(None, tmp_path):
+        trials_frame(a_study(tmp_path, 4), SPACE, GRID)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "delete" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_write_loses_nothing(undisturbed: pd.DataFrame, tmp_path: Path) -> None:
+    """SQLite's journal beside the file takes back what was half-written: the log of Optuna's own could not be read."""
+    searched_by_one(tmp_path, 6)
+    journal = study_file(tmp_path).with_name("study.db-journal")
+    journal.write_bytes(b"\xd9\xd5\x05\xf9 half a page")
+    pd.testing.assert_frame_equal(searched_by_one(tmp_path), undisturbed)
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------------
@@ -267,28 +328,20 @@ def database() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_two_workers_share_a_database(database: str, tmp_path: Path) -> None:
-    assert_shared(database, tmp_path, 12)
-
-
-def test_a_database_goes_on_with_trials_of_workers_that_fell_silent(
-    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_workers_share_a_server_and_try_what_one_tries_in_a_file(
+    undisturbed: pd.DataFrame, database: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskdm.search.HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr("maskdm.search.GRACE_SECONDS", 2)
-    study = open_study(open_storage(database, tmp_path), "toy", (0,), SPACE, 2)
-    tried: list[float] = []
+    together, tried = work(database, tmp_path)
+    assert sorted(tried) == list(range(SEARCH.trials))
+    pd.testing.assert_frame_equal(together, undisturbed)
 
-    def dies(trial: Trial) -> float:
-        tried.append(loss_of(trial))
-        raise SystemExit
 
-    with pytest.raises(SystemExit):
-        run_trials(study, 2, dies)
-    run_trials(study, 2, lambda trial: tried.append(loss_of(trial)) or tried[-1])  # type: ignore[func-returns-value]
-    assert len(finished_trials(study)) == 2
-    assert tried.count(tried[0]) == 2
-    assert {trial_number(trial) for trial in finished_trials(study)} == {0, 1}
+def test_a_server_goes_on_with_the_trial_of_a_worker_that_fell_silent(
+    undisturbed: pd.DataFrame, database: str, tmp_path: Path
+) -> None:
+    together, tried = work(database, tmp_path, dies=True)
+    assert len(tried) == SEARCH.trials + 1, "one trial was begun twice"
+    pd.testing.assert_frame_equal(together, undisturbed)
 
 
 def test_a_database_that_does_not_answer_is_one_line_without_the_password(tmp_path: Path) -> None:
@@ -448,7 +501,7 @@ def test_a_missing_reference_is_found_before_anything_is_trained(prepared: Path,
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "prepared").symlink_to(prepared / "data" / "prepared")
     assert stage(tmp_path, expect=2).startswith("error: data/reference")
-    assert not list((tmp_path / "work").rglob("journal.log"))
+    assert not list((tmp_path / "work").rglob("study.db"))
 
 
 @pytest.mark.parametrize(
