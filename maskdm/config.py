@@ -120,7 +120,7 @@ class Data(Schema):
     name: Literal[
         "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2"
     ]
-    root: str | None  # folder or archive that holds the raw images; None: the data set's own sources, in order
+    root: str | None  # folder or archive that holds the raw images, with ~ and $VARIABLES; None: the set's own sources
     image_size: Positive  # pixels a side of the prepared square images
     channels: Literal[1, 3]
     holdout: Positive | None  # images to hold out; None where the data set has a held-out split of its own
@@ -130,6 +130,12 @@ class Data(Schema):
     def _power_of_two(self) -> Self:
         if self.image_size < 4 or self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size={self.image_size}; allowed: a power of two from 4")
+        return self
+
+    @model_validator(mode="after")
+    def _root_is_a_place(self) -> Self:
+        if self.root is not None and not self.root.strip():
+            raise ValueError(f"root={self.root!r}; allowed: null, or a folder or an archive")
         return self
 
 

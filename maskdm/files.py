@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files that are written whole or not at all, their checksums, and paths as settings give them."""
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -71,3 +72,20 @@ def reason(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     text = cause.strerror if isinstance(cause, OSError) else str(error)
     return " ".join(str(text).split()) or type(error).__name__
+
+
+def expanded(text: str, key: str) -> Path:
+    """A path as the setting `key` gives it, with environment variables and `~` replaced.
+
+    Raises:
+        MaskDMError: a variable is not set, there is no such user, or nothing is left.
+    """
+    for name in re.findall(r"\$(\w+|\{[^}]*\})", text, re.ASCII):  # what expandvars takes for a variable
+        if name.strip("{}") not in os.environ:
+            raise MaskDMError(f"{key}={text}: the environment variable {name.strip('{}')} is not set")
+    path = os.path.expanduser(os.path.expandvars(text))
+    if path.startswith("~"):
+        raise MaskDMError(f"{key}={text}: there is no home folder {path.split('/')[0]}")
+    if not path.strip():
+        raise MaskDMError(f"{key}={text}: allowed: a path, this is empty")
+    return Path(path)

@@ -380,6 +380,55 @@ def test_vggface2_labels_are_the_identity_folders(tmp_path: Path) -> None:
     assert not list((tmp_path / "prepared").glob("scratch*"))
 
 
+def test_a_root_may_have_a_tilde_and_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(tmp_path / "home" / "images", grey_levels(4))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FACES", "images")
+    for root in ("~/images", "$HOME/${FACES}", "~/$FACES"):
+        data = prepared(settings("image_folder", root=root, holdout=1), tmp_path)
+        assert data.info["source"] == f"folder {tmp_path / 'home' / 'images'}"
+    with pytest.raises(MaskDMError, match=f"^{tmp_path / 'home' / 'faces'}: no images"):  # the path, as `ls` wants it
+        prepared(settings("image_folder", root="~/faces", holdout=1), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "image_folder"])
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        ("$NOWHERE/images", "environment variable NOWHERE is not set"),
+        ("a/${NOWHERE}", "environment variable NOWHERE is not set"),
+        ("~no-such-user/images", "no home folder ~no-such-user"),
+        ("$EMPTY", "this is empty"),
+    ],
+)
+def test_a_root_that_cannot_be_expanded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, root: str, says: str
+) -> None:
+    monkeypatch.setenv("EMPTY", "")
+    size = {"image_size": 32, "channels": 1 if name == "fashion_mnist" else 3}
+    with pytest.raises(MaskDMError) as error:
+        prepared(settings(name, root=root, holdout=1, **size), tmp_path)
+    assert str(error.value).startswith(f"data.root={root}")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("root", [".", "..", "data", "data/prepared", "link"])
+def test_a_root_that_holds_the_project_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    project = place(tmp_path / "project", grey_levels(4, "reports/"))
+    (project / "link").symlink_to(project)
+    monkeypatch.chdir(project)
+    with pytest.raises(MaskDMError, match=rf"data\.root={root}: .* holds the project's own data/prepared"):
+        prepare(settings("image_folder", root=root, holdout=1), Path("data/prepared"), Path("data/raw"))
+    info = prepare(settings("image_folder", root="reports", holdout=1), Path("data/prepared"), Path("data/raw"))
+    assert info["train"] == 3
+
+
+def test_a_root_that_links_to_itself_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(MaskDMError, match="round: no images"):
+        prepared(settings("image_folder", root=str(tmp_path / "round"), holdout=1), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2"])
 def test_missing_data_says_what_to_place_where(tmp_path: Path, name: str) -> None:
     with pytest.raises(MaskDMError) as error:

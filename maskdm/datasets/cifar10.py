@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskdm.config import Data
-from maskdm.datasets.raw import RawImages, require_shape
+from maskdm.datasets.raw import RawImages, raw_place, require_shape
 from maskdm.datasets.trees import Tree, open_tree
 from maskdm.errors import MaskDMError
 from maskdm.files import file_sha256
@@ -29,7 +29,7 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         MaskDMError: the archive or one of its files is missing or damaged.
     """
     require_shape(data, 32, 3)
-    place = Path(data.root) if data.root is not None else raw / data.name
+    place = raw_place(data, raw)
     files = TRAIN_FILES + HELDOUT_FILES
     tree = open_tree(place, lambda name: PurePosixPath(name).name in files, scratch)
     if tree is None:

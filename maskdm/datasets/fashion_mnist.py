@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskdm.config import Data
-from maskdm.datasets.raw import RawImages, require_shape
+from maskdm.datasets.raw import RawImages, raw_place, require_shape
 from maskdm.errors import MaskDMError
 
 # SHA-256 of what the gzip files hold. The files themselves differ in their gzip header: Debian strips the name and
@@ -51,10 +51,11 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         MaskDMError: a file below `data.root` is missing or damaged, or without `data.root` no source worked.
     """
     require_shape(data, IMAGE_SIZE, 1)
+    place = raw_place(data, raw)
     if data.root is not None:
-        arrays, source = _read_files(Path(data.root)), f"folder {data.root}"
+        arrays, source = _read_files(place), f"folder {place}"
     else:
-        arrays, source = _first_source(raw / "fashion_mnist", scratch)
+        arrays, source = _first_source(place, scratch)
     train_images, train_labels, heldout_images, heldout_labels = arrays
     images = np.concatenate([train_images, heldout_images])
     margin = (IMAGE_SIZE - images.shape[-1]) // 2

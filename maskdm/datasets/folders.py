@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maskdm.config import Data
-from maskdm.datasets.raw import RawImages, UnreadableImageError
+from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
 from maskdm.datasets.trees import Tree, open_tree
 from maskdm.errors import MaskDMError
 from maskdm.files import file_sha256
@@ -60,7 +60,7 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         MaskDMError: there are no images, the archive is damaged, or CelebA's partition does not fit the images.
     """
     kind = FOLDER_SETS[data.name]
-    place = Path(data.root) if data.root is not None else raw / data.name
+    place = raw_place(data, raw)
     tree = open_tree(place, lambda name: _is_image(name) or name.endswith(".mdb"), scratch)
     if tree is None:
         raise MaskDMError(

@@ -18,6 +18,7 @@ from maskdm.datasets import cifar10, digits, fashion_mnist, folders
 from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE
 from maskdm.datasets.raw import RawImages, UnreadableImageError
 from maskdm.errors import MaskDMError
+from maskdm.files import expanded
 
 LOADERS: dict[str, Callable[[Data, Path, Path], RawImages]] = {
     "fashion_mnist": fashion_mnist.load,
@@ -42,8 +43,10 @@ def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
         The content of `dataset.json`.
 
     Raises:
-        MaskDMError: raw data is missing or damaged, the settings do not fit the data set, or the disk is full.
+        MaskDMError: raw data is missing or damaged, `data.root` is the project's own folder, the settings do not fit
+            the data set, or the disk is full.
     """
+    _check_root(data, out)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     _remove(partial, old)  # left by a run that was killed
     try:
@@ -59,6 +62,17 @@ def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
     finally:
         _remove(partial, old)
     return info
+
+
+def _check_root(data: Data, out: Path) -> None:
+    """Refuse a folder that `out` lies in: it is the project's own, and its figures would become the data set."""
+    if data.root is not None:
+        place = os.path.realpath(expanded(data.root, "data.root"))
+        if Path(os.path.realpath(out)).is_relative_to(place):
+            raise MaskDMError(
+                f"data.root={data.root}: {place} holds the project's own {out}; "
+                "allowed: a folder of images alone, or an archive"
+            )
 
 
 def _remove(*folders_to_remove: Path) -> None:

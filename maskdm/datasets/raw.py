@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from maskdm.config import Data
 from maskdm.errors import MaskDMError
+from maskdm.files import expanded
 
 
 class UnreadableImageError(Exception):
@@ -28,6 +30,15 @@ class RawImages:
     labels: np.ndarray | None = None  # int64 [count]
     class_names: list[str] | None = None
     heldout: np.ndarray | None = None  # bool [count], the set's own split; None: it has none
+
+
+def raw_place(data: Data, raw: Path) -> Path:
+    """Where the raw files of a data set are, or should be placed: `data.root`, or `raw/<name>`.
+
+    Raises:
+        MaskDMError: `data.root` names an environment variable or a user that does not exist.
+    """
+    return raw / data.name if data.root is None else expanded(data.root, "data.root")
 
 
 def require_shape(data: Data, image_size: int, channels: int) -> None:
