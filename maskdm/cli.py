@@ -14,7 +14,7 @@ PROFILES = Path("profiles")
 
 
 def main() -> None:
-    """Parse the command line and run one command in the project's root."""
+    """Parse the command line and run one command in the root of the project that the working folder lies in."""
     parser = argparse.ArgumentParser(prog="maskdm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     plan = commands.add_parser("plan", help="steps, images, FLOPs and estimated time of every arm; trains nothing")
@@ -29,6 +29,7 @@ def main() -> None:
     commands.add_parser("ui", help="MLflow's UI on the project's runs")
     arguments = parser.parse_args()
     with exit_with_one_line():
+        enter_project()
         match arguments.command:
             case "plan":
                 print_plan(arguments.profile)
@@ -40,6 +41,20 @@ def main() -> None:
                 sync()
             case "ui":
                 open_ui()
+
+
+def enter_project() -> None:
+    """Go to the root of the project that the working folder lies in.
+
+    Raises:
+        MaskDMError: it lies in none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / PROFILES).is_dir():
+            os.chdir(folder)
+            return
+    raise MaskDMError(f"{here}: no project here, nor in a folder above; allowed: one with dvc.yaml and {PROFILES}/")
 
 
 def print_plan(profile: str | None) -> None:

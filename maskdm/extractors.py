@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from maskdm.config import Evaluation
 from maskdm.errors import MaskDMError
-from maskdm.files import file_sha256, reason
+from maskdm.files import expanded, file_sha256, reason
 
 INCEPTION_PATH = Path("data/raw/inception/inception-2015-12-05.pt")  # where the download goes, and where to place it
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # the one k-diffusion checks
@@ -149,9 +149,9 @@ def _load_inception(evaluation: Evaluation, device: torch.device) -> tuple[Netwo
 
 def _inception_weights(given: str | None) -> Path:
     """The verified file with Inception's weights: the given one, else the downloaded one."""
-    path = Path(given) if given is not None else INCEPTION_PATH
+    path = expanded(given, "evaluation.weights") if given is not None else INCEPTION_PATH
     if given is not None and not path.is_file():
-        raise MaskDMError(f"evaluation.weights={given}: no such file; allowed: a copy of {inception_url}, or null")
+        raise MaskDMError(f"evaluation.weights={path}: no such file; allowed: a copy of {inception_url}, or null")
     if not path.is_file():
         _download_inception(path)
     if (sha256 := file_sha256(path)) != INCEPTION_SHA256:

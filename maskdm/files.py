@@ -21,10 +21,20 @@ def file_sha256(path: Path) -> str:
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a SQLite database; `?`, `%` and the like in its path are quoted."""
+    """The URL of a SQLite database; `?`, `%` and the like in its path are quoted.
+
+    It names the driver, since of `sqlite:///...` MLflow makes the folder, by its quoted name.
+    """
     from sqlalchemy import URL  # here: it takes a while, and few callers need it
 
-    return URL.create("sqlite", database=str(path.resolve())).render_as_string()
+    return URL.create("sqlite+pysqlite", database=str(path.resolve())).render_as_string()
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of a SQLite database's URL."""
+    from sqlalchemy import make_url
+
+    return Path(make_url(url).database or "")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

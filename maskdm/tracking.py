@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
@@ -22,6 +23,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from maskdm.errors import MaskDMError, StoppedEarly
+from maskdm.files import expanded, sqlite_path, sqlite_url
 from maskdm.records import Machine, Record, dvc_state, git_state, read_records, record_path
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 EXPERIMENT = "maskdm"
+VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 ENVIRONMENT = {  # what the user has set goes before
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -203,19 +206,25 @@ def ui_command(root: Path) -> list[str]:
 
     Runs are under "Model training"; their charts grouped by `maskdm.arm` draw one line an arm through all its stages.
     """
-    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", _project_uri(root), "--workers", "1"]
+    store = sqlite_url(root / "mlflow.db")
+    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
 
 
 # --- the store ----------------------------------------------------------------------------------------------
 
 
 def store_uri(root: Path) -> str:
-    """The MLflow store in use."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _project_uri(root)
+    """The MLflow store in use; `~` and variables in the user's are replaced.
 
-
-def _project_uri(root: Path) -> str:
-    return f"{SQLITE}{root.resolve() / 'mlflow.db'}"
+    Raises:
+        MaskDMError: it names a variable that is not set.
+    """
+    given = os.environ.get(VARIABLE, "").strip()
+    if not given:
+        return sqlite_url(root / "mlflow.db")
+    if given.startswith(SQLITE):
+        return SQLITE + str(expanded(given.removeprefix(SQLITE), VARIABLE))
+    return str(expanded(given, VARIABLE)) if given.startswith(("~", "$")) else given
 
 
 class Store:
@@ -230,10 +239,10 @@ class Store:
         uri, artifacts = store_uri(root), (root.resolve() / "mlartifacts").as_uri()
         # One process at a time creates things: two that create the tables, or an arm's run, trip over each other.
         self._lock = FileLock(root / "mlflow.db.lock", timeout=LOCK_SECONDS)
-        local = uri.startswith(SQLITE)
+        local = uri.startswith("sqlite")
         if local:
             with self._lock:
-                _create_database(Path(uri.removeprefix(SQLITE)), artifacts)
+                _create_database(sqlite_path(uri), artifacts)
         self._client = MlflowClient(uri)
         with self._lock:
             # Pinned, because MLflow's own choice depends on the working directory. A server has a place of its own.
@@ -343,15 +352,20 @@ class StoredRun:
 
 
 def _create_database(path: Path, artifacts: str) -> None:
-    """Create the tables in a file beside `path`: MLflow cannot repair a database that was killed in its making."""
+    """Create the tables in a file beside `path`: MLflow cannot repair a database that was killed in its making.
+
+    One that is there is looked at first: MLflow itself would try for 100 seconds to open what is no database.
+    """
     if path.exists():
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master")
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     temporary = path.with_name(f"{path.name}.new")
     for leftover in path.parent.glob(f"{temporary.name}*"):
         leftover.unlink()
-    SqlAlchemyStore(f"{SQLITE}{temporary}", artifacts).engine.dispose()
+    SqlAlchemyStore(sqlite_url(temporary), artifacts).engine.dispose()
     os.replace(temporary, path)
 
 
@@ -405,4 +419,5 @@ def _reason(root: Path, error: BaseException) -> str:
     where = re.sub(r"//[^/@]+@", "//", store_uri(root))  # without a password
     while error.__context__:
         error = error.__context__
-    return f"{where}: {' '.join(str(error).split()) or type(error).__name__}"
+    damaged = "; delete it, and `maskdm sync` makes it again" if isinstance(error, sqlite3.DatabaseError) else ""
+    return f"{where}: {' '.join(str(error).split()) or type(error).__name__}{damaged}"

@@ -10,8 +10,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two profiles and their recipe."""
-    for name in ("profiles/smoke.yaml", "profiles/default.yaml", "profiles/recipes/tuned.yaml"):
+    """A project with two profiles and their recipe."""
+    for name in ("dvc.yaml", "profiles/smoke.yaml", "profiles/default.yaml", "profiles/recipes/tuned.yaml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((PROJECT / name).read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,24 @@ def test_the_plan_names_every_phase_and_trains_nothing(
     totals = [line for line in lines if line[1] == "total"]
     assert [line[0] for line in totals] == ["scratch", "patch75", "staged", "crop2"]
     assert all(float(line[3]) == pytest.approx(1e11, rel=0.005) for line in totals)
-    assert {p.name for p in project.iterdir()} == {"profiles"}
+    assert {p.name for p in project.iterdir()} == {"dvc.yaml", "profiles"}
+
+
+def test_a_command_works_from_a_folder_inside_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project / "profiles" / "recipes")
+    run(monkeypatch, "profile", "smoke")
+    assert (project / "params.yaml").is_file()
+
+
+@pytest.mark.parametrize("arguments", [("sync",), ("ui",), ("plan",), ("profile", "smoke"), ("search",)])
+def test_outside_of_a_project_a_command_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *arguments)
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no project here")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_search_is_run_with_as_many_workers_as_asked_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tracking against real MLflow stores: nothing lost, nothing doubled, and no failure of it reaches training."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mlflow.entities import Run
 
 from maskdm import tracking
 from maskdm.errors import MaskDMError
+from maskdm.files import sqlite_path
 from maskdm.records import Machine, Record, write_record
 
 UNREACHABLE = "http://127.0.0.1:9"
@@ -83,7 +85,7 @@ def live(project: Path, arm: str, **changes: Any) -> AbstractContextManager[trac
 
 
 def client(project: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{project}/mlflow.db")
+    return MlflowClient(tracking.store_uri(project))
 
 
 def runs(project: Path, condition: str) -> list[Run]:
@@ -353,6 +355,62 @@ from test_tracking import TRAINING, live
 with live(Path(sys.argv[1]), "crowd", stage=sys.argv[3]) as run:
     run.log_history(TRAINING)
 """
+
+
+NAMES = (
+    "my%20project", "who?", "with space", "#1", "ü&=;+@:", "100%", "%%", "quote'\"", "back\\slash", "new\nline", "*[x]",
+    "~", "$HOME",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_projects_folder_may_have_any_name(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str], project: Path
+) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    tracking.Store(project)
+    shutil.copy(project / "mlflow.db", root)  # making the tables takes seconds: the next test does it
+    with live(root, "named") as run:
+        run.log_history(TRAINING[:1])
+    assert capfd.readouterr().err == ""
+    assert series(root, "finetune@named")["loss"] == [(640, 1.0)]
+    assert [path.name for path in tmp_path.iterdir()] == [name], "nothing lands beside the project"
+
+
+def test_the_tables_are_made_in_a_folder_of_any_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "".join(NAMES[:2])
+    root.mkdir()
+    with live(root, "named"):
+        pass
+    assert capfd.readouterr().err == ""
+    assert (root / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+
+
+@pytest.mark.parametrize("given", ["sqlite:///~/runs.db", "sqlite:///$ELSEWHERE/runs.db", "  "])
+def test_home_and_variables_in_the_users_store_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    wanted = "runs.db" if given.strip() else "mlflow.db"
+    assert sqlite_path(tracking.store_uri(tmp_path)) == tmp_path / wanted
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///$NOWHERE/runs.db")
+    with pytest.raises(MaskDMError, match=r"MLFLOW_TRACKING_URI=.* NOWHERE is not set"):
+        tracking.store_uri(tmp_path)
+
+
+def test_a_damaged_store_is_one_line_at_once_that_says_what_to_do(
+    tmp_path: Path, project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"torn" * 1000)
+    with live(tmp_path, "torn"):
+        pass
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "file is not a database; delete it, and `maskdm sync` makes it again" in said
 
 
 def test_processes_that_start_at_once_share_one_store(tmp_path: Path) -> None:
