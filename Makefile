@@ -5,9 +5,9 @@ READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test smoke study unlock ui plan profile sync
+.PHONY: repro test smoke study scm unlock ui plan profile sync
 
-repro: $(READY) unlock  ## The whole comparison of params.yaml; goes on where it was stopped
+repro: $(READY) scm unlock  ## The whole comparison of params.yaml; goes on where it was stopped
 	$(IN_VENV) dvc repro
 
 test: $(READY)  ## Lint, types, tests
@@ -16,14 +16,17 @@ test: $(READY)  ## Lint, types, tests
 	$(IN_VENV) mypy
 	$(IN_VENV) pytest --numprocesses logical --dist loadfile
 
+scm:  ## Tell DVC of a project without git, downloaded as an archive, that it has none: it would stop
+	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || printf '[core]\n    no_scm = true\n' > .dvc/config.local
+
 unlock:  ## Remove DVC's lock file if a kill has torn it: DVC stops at half of one, though it takes over a whole one
 	@test ! -e .dvc/tmp/rwlock || $(PYTHON) -m json.tool .dvc/tmp/rwlock /dev/null 2>/dev/null || rm .dvc/tmp/rwlock
 
 smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
 	$(IN_VENV) python -m tests.workspace build/smoke smoke
-	cd build/smoke && $(MAKE) -f ../../Makefile unlock && $(IN_VENV) dvc repro
+	cd build/smoke && $(MAKE) -f ../../Makefile scm unlock && $(IN_VENV) dvc repro
 
-study: $(READY) unlock  ## When and how much masking pays, with several seeds: hours; goes on where it was stopped
+study: $(READY) scm unlock  ## When and how much masking pays, with several seeds: hours; goes on where it was stopped
 	$(IN_VENV) dvc repro study/dvc.yaml
 
 ui: $(READY)  ## MLflow's UI on the project's runs, at http://127.0.0.1:5000

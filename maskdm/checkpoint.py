@@ -78,7 +78,9 @@ def load_snapshot(folder: Path, device: torch.device) -> UViT:
             folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # OSError, SafetensorError, RuntimeError: all mean the folder is unusable
-        raise MaskDMError(f"{folder}: no usable weights: {reason(error)}") from error
+        raise MaskDMError(
+            f"{folder}: no usable weights: {reason(error)}; `dvc repro -f` with the stage that writes it makes it again"
+        ) from error
     wrong = [name for names in loading.values() for name in names]
     if wrong:
         raise MaskDMError(f"{folder}: the weights do not fit the config: {wrong[0]} (of {len(wrong)})")

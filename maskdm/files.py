@@ -3,10 +3,12 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from zipfile import BadZipFile
 
 from maskdm.errors import MaskDMError
 
@@ -73,6 +75,25 @@ def write_csv(path: Path, frame: "pd.DataFrame") -> None:
         MaskDMError: the file cannot be written.
     """
     write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what a missing, torn or otherwise damaged file raises in the `with` block into one line.
+
+    Args:
+        path: what is read.
+        remedy: what the user should do.
+
+    Raises:
+        MaskDMError: it names the file, the cause and the remedy.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise MaskDMError(f"{path}: no such file; {remedy}") from None
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise MaskDMError(f"{path}: cannot read it: {reason(error)}; {remedy}") from None
 
 
 def reason(error: BaseException) -> str:

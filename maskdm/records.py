@@ -152,7 +152,10 @@ def _read(path: Path, kind: type[R]) -> R:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise MaskDMError(f"{path}: not a valid record: {where + ': ' if where else ''}{problem['msg']}") from None
+        raise MaskDMError(
+            f"{path}: not a valid record: {where + ': ' if where else ''}{problem['msg']}; restore it with git, or "
+            "delete it, and what it records is done again"
+        ) from None
 
 
 # --- facts about the machine and the checkout ---------------------------------------------------------------

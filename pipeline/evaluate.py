@@ -26,7 +26,7 @@ from maskdm.config import flat
 from maskdm.diffusion import noise_schedule
 from maskdm.errors import exit_with_one_line
 from maskdm.extractors import Extractor, extract, load_extractor
-from maskdm.files import write_atomically
+from maskdm.files import reading, write_atomically
 from maskdm.metrics import Reference, ReferenceKey, compare, load_reference
 from maskdm.processes import ALONE, Processes, started_processes
 from maskdm.records import write_record
@@ -196,15 +196,17 @@ def cached(path: Path, compute: Callable[[], Row], processes: Processes = ALONE)
             write_atomically(path, lambda file: file.write(content.encode()))
     if not processes.is_main:
         return {}, 0.0
-    stored = json.loads(path.read_bytes())
-    return stored["row"], stored["seconds"]
+    with reading(path, "delete it, and the same command judges the snapshot again"):
+        stored = json.loads(path.read_bytes())
+        return stored["row"], stored["seconds"]
 
 
 def save_samples(arm: str, work: Path) -> Path:
     """The kept samples as an array, for the report, and as a picture, for MLflow; returns their folder."""
     out = ROOT / "runs" / "evaluate" / arm
     out.mkdir(parents=True, exist_ok=True)
-    images = np.load(work / "samples.npy")
+    with reading(path := work / "samples.npy", f"delete {work}, and the same command draws them again"):
+        images = np.load(path)
     write_atomically(out / "samples.npy", lambda file: np.save(file, images))
     write_atomically(out / "grid.png", lambda file: as_grid(images).save(file, format="PNG"))
     return out

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from maskdm import figures, search_figures
 from maskdm.config import Params
-from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import reason, write_csv, write_text
+from maskdm.errors import exit_with_one_line
+from maskdm.files import reading, write_csv, write_text
 from maskdm.records import read_records
 from maskdm.search_report import confirmation, markdown
 from pipeline.paths import ROOT
@@ -30,7 +30,8 @@ def main() -> None:
         trials, curves, importances = (read_table(reports / f"{name}.csv", place.stage) for name in names)
         confirmed = confirmation(trials, records)
         drawn = draw(params, trials, curves, importances)
-        best = (reports / "best.yaml").read_text(encoding="utf-8")
+        with reading(reports / "best.yaml", f"the stage {place.stage} writes it"):
+            best = (reports / "best.yaml").read_text(encoding="utf-8")
 
         for name, figure in drawn.items():
             figures.save(figure, reports / name)
@@ -56,12 +57,8 @@ def read_table(path: Path, stage: str) -> pd.DataFrame:
     Raises:
         MaskDMError: it is missing, or is none.
     """
-    try:
+    with reading(path, f"the stage {stage} writes it"):
         return pd.read_csv(path)
-    except FileNotFoundError:
-        raise MaskDMError(f"{path}: no such file; the stage {stage} writes it") from None
-    except (OSError, ValueError) as error:
-        raise MaskDMError(f"{path}: cannot read it: {reason(error)}") from None
 
 
 if __name__ == "__main__":

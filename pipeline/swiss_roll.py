@@ -18,7 +18,7 @@ from maskdm.analysis import FLOOR
 from maskdm.bfloat16 import quick_products
 from maskdm.checkpoint import fingerprint
 from maskdm.errors import exit_with_one_line
-from maskdm.files import write_atomically, write_csv
+from maskdm.files import reading, write_atomically, write_csv
 from maskdm.numerics import NUMERICS
 from maskdm.progress import bar_interval
 from maskdm.seeding import generator
@@ -72,7 +72,7 @@ def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:
         with bar, quick_products(torch.device("cpu")):
             samples = train_arm(settings, arm, seed, bar.update)
         write_atomically(path, lambda file: np.savez(file, **samples))  # type: ignore[arg-type]  # numpy's own stub errs
-    with np.load(path) as file:
+    with reading(path, "delete it, and the same command trains it again"), np.load(path) as file:
         return dict(file)
 
 

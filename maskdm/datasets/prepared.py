@@ -89,7 +89,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MaskDMError(f"{path}: no such file; the stage `prepare` writes it") from None
     except ValueError as error:
-        raise MaskDMError(f"{path}: not valid JSON ({error})") from None
+        raise MaskDMError(f"{path}: not valid JSON ({error}); run `dvc repro -f prepare`") from None
     if not isinstance(info, dict):
         raise MaskDMError(f"{path}: allowed: a JSON object; run the stage `prepare` again")
     for key in INFO_KEYS:
@@ -104,7 +104,9 @@ def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     except FileNotFoundError:
         raise MaskDMError(f"{path}: no such file; the stage `prepare` writes it") from None
     except (OSError, ValueError, EOFError) as error:
-        raise MaskDMError(f"{path}: truncated or damaged ({' '.join(str(error).split())})") from None
+        raise MaskDMError(
+            f"{path}: truncated or damaged ({' '.join(str(error).split())}); run `dvc repro -f prepare`"
+        ) from None
     if array.dtype != dtype or array.shape != shape:
         raise MaskDMError(
             f"{path}: {array.dtype} {list(array.shape)}, but {INFO_FILE} says {np.dtype(dtype)} {list(shape)}; "
