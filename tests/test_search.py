@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -44,6 +45,7 @@ from maskdm.search import (
     suggest,
     trials_frame,
 )
+from pipeline.search import wait_for
 from pipeline.trial import trial_params
 from tests.conftest import PARAMS
 from tests.imports import PROJECT
@@ -263,6 +265,21 @@ def test_workers_that_may_not_run_side_by_side_learn_from_every_trial(tmp_path: 
 
     run_trials(a_study(tmp_path), alone, GRID, 0, objective)
     assert known == list(range(SEARCH.trials))
+
+
+def test_the_worker_that_fails_is_the_one_that_is_named(tmp_path: Path) -> None:
+    context = get_context("spawn")
+    waits = context.Process(name="worker 0", target=time.sleep, args=(100,))
+    fails = context.Process(name="worker 1", target=os._exit, args=(3,))
+    found: Any = SimpleNamespace(
+        study=lambda: a_study(tmp_path), project=SimpleNamespace(params=SimpleNamespace(search=SEARCH))
+    )
+    for process in (waits, fails):
+        process.start()
+    failed = wait_for(found, [waits, fails])
+    waits.terminate()
+    waits.join()
+    assert failed is fails
 
 
 # --- damage -------------------------------------------------------------------------------------------------
