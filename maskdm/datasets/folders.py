@@ -1,20 +1,19 @@
 """Image folders, or archives of images, that the user has placed: any folder, and the published sets of the paper."""
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from maskdm.config import Data
+from maskdm.datasets.images import is_image, square_pixels
 from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
 from maskdm.datasets.trees import Tree, open_tree
 from maskdm.errors import MaskDMError
 from maskdm.files import file_sha256
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PARTITION_FILE = "list_eval_partition.txt"  # CelebA's: a line an image, 0 training, 1 validation, 2 test
 
 
@@ -61,7 +60,7 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     """
     kind = FOLDER_SETS[data.name]
     place = raw_place(data, raw)
-    tree = open_tree(place, lambda name: _is_image(name) or name.endswith(".mdb"), scratch)
+    tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
     if tree is None:
         raise MaskDMError(
             f"{place}: no images; place there: {kind.place}; or set data.root to the folder or archive that holds them"
@@ -88,30 +87,9 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     )
 
 
-def square_pixels(content: bytes, image_size: int, channels: int) -> np.ndarray:
-    """Decode an image file to uint8 [channels, image_size, image_size]: the largest centred square, resized."""
-    with Image.open(io.BytesIO(content)) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit grey to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError(f"pixels of mode {image.mode} have no fixed range")
-        image = image.convert("L" if channels == 1 else "RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))  # before resizing, so that nothing beside it bleeds in
-        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def _images_of(tree: Tree, kind: FolderSet) -> list[str]:
     """List the images to read, in the order of their names."""
-    images = [name for name in tree.names if _is_image(name)]
+    images = [name for name in tree.names if is_image(name)]
     if not images:  # LSUN as it is downloaded
         raise MaskDMError(f"{tree.path}: an LMDB database is not read; place there: {kind.place}")
     inside = [name for name in images if kind.main_folder in PurePosixPath(name).parts[:-1]]
