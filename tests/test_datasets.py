@@ -7,7 +7,6 @@ import json
 import pickle
 import shutil
 import subprocess
-import tarfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -23,45 +22,13 @@ from maskdm.datasets import fashion_mnist
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData, sample_order
 from maskdm.errors import MaskDMError
+from tests.raw_data import grey_levels, image_bytes, levels, place, prepared, settings, tar_of
 
 RNG = np.random.default_rng(0)
 
 
-def settings(name: str, **changes: Any) -> Data:
-    return Data.model_validate(
-        {"name": name, "root": None, "image_size": 16, "channels": 3, "holdout": None, "train_images": None} | changes
-    )
-
-
 def digits(**changes: Any) -> Data:
     return settings("digits", **{"image_size": 8, "channels": 1, "holdout": 300} | changes)
-
-
-def prepared(data: Data, tmp_path: Path) -> PreparedData:
-    prepare(data, tmp_path / "prepared", tmp_path / "raw")
-    return PreparedData.open(tmp_path / "prepared")
-
-
-def image_bytes(level: int, size: tuple[int, int] = (24, 20), kind: str = "PNG", mode: str = "RGB") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (level,) * 3).convert(mode).save(file, kind)
-    return file.getvalue()
-
-
-def place(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def grey_levels(count: int, folder: str = "") -> dict[str, bytes]:
-    """Images that their grey level tells apart."""
-    return {f"{folder}{index:03d}.png": image_bytes(10 * index) for index in range(count)}
-
-
-def levels(images: np.ndarray) -> list[int]:
-    return [int(image.flat[0]) // 10 for image in images]
 
 
 # --- Fashion-MNIST ----------------------------------------------------------------------------------------
@@ -194,14 +161,6 @@ def cifar_files() -> dict[str, bytes]:
     return files
 
 
-def tar_of(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
 def cifar(**changes: Any) -> Data:
     return settings("cifar10", **{"image_size": 32} | changes)
 
@@ -303,16 +262,16 @@ def test_corrupt_images_are_named_and_the_rest_goes_on(tmp_path: Path, capsys: p
     corrupt = {"cut.jpg": noise.getvalue()[:-300], "empty.png": b"", "text.jpg": b"not an image"}
     place(tmp_path / "raw" / "image_folder", grey_levels(6) | corrupt)
     data = prepared(settings("image_folder", holdout=2), tmp_path)
-    assert data.info["skipped"] == sorted(corrupt)
+    assert data.info["left_out"] == {"unreadable": {"count": 3, "first": sorted(corrupt)}}
     said = capsys.readouterr().err
-    assert all(said.count(f"skipped: {name}") == 1 for name in corrupt)
+    assert all(said.count(f"left out: {name}: ") == 1 for name in corrupt)
     assert (data.info["train"], data.info["heldout"]) == (4, 2)
     assert sorted(levels(data.images)) == list(range(6))
 
 
 def test_only_corrupt_images_are_an_error(tmp_path: Path) -> None:
     place(tmp_path / "raw" / "image_folder", {"a.png": b"", "b.png": b"x"})
-    with pytest.raises(MaskDMError, match=r"2 of 2 unreadable.*a\.png"):
+    with pytest.raises(MaskDMError, match=r"too few images.*2 unreadable \(a\.png, b\.png\)"):
         prepared(settings("image_folder", holdout=1), tmp_path)
 
 
@@ -324,7 +283,10 @@ def test_a_zip_reads_like_its_folder(tmp_path: Path) -> None:
             archive.writestr(name, content)
     from_zip = prepared(settings("ffhq", holdout=2, root=str(tmp_path / "ffhq.zip")), tmp_path)
     assert from_zip.info["sha256"] == from_folder.info["sha256"]
-    assert from_zip.info["skipped"] == from_folder.info["skipped"] == []
+    assert (from_zip.info["files_found"], from_folder.info["files_found"]) == (6, 6)
+    assert from_zip.info["left_out"] == {"hidden": {"count": 1, "first": ["__MACOSX/._000.png"]}}
+    outside = {"count": 1, "first": ["thumbnails128x128/000.png"]}
+    assert from_folder.info["left_out"] == {"outside of images1024x1024": outside}
     digest = hashlib.sha256((tmp_path / "ffhq.zip").read_bytes()).hexdigest()
     assert from_zip.info["files"] == {"ffhq.zip": digest}
 
@@ -359,6 +321,16 @@ def test_a_partition_that_does_not_fit_the_images_is_named(tmp_path: Path, parti
     celeba(tmp_path, partition)
     with pytest.raises(MaskDMError, match=says):
         prepared(settings("celeba"), tmp_path)
+
+
+def test_a_partition_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    raw, archive = celeba(tmp_path, "000000.jpg 0\n"), tmp_path / "celeba.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(raw.rglob("*.*")):
+            file.write(path, path.relative_to(raw))
+    archive.write_bytes(archive.read_bytes().replace(b".jpg 0\n", b".jpg 1\n"))  # its checksum tells
+    with pytest.raises(MaskDMError, match=r"^list_eval_partition\.txt: cannot read it: Bad CRC-32"):
+        prepared(settings("celeba", root=str(archive)), tmp_path)
 
 
 def test_celeba_without_its_partition_needs_a_holdout(tmp_path: Path) -> None:

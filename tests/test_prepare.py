@@ -1,6 +1,7 @@
 """The stage `prepare` through its entry point, in a temporary project."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 from maskdm.datasets.prepared import PreparedData
 from pipeline.prepare import main
 from tests.conftest import PARAMS
+from tests.raw_data import grey_levels, place
 
 
 def write_params(folder: Path, data: dict[str, Any]) -> None:
@@ -46,6 +48,26 @@ def test_the_stage_writes_the_prepared_folder_and_one_line(
     said = capsys.readouterr().out
     assert said.startswith("digits: 500 training and 97 held-out images of 1x8x8")
     assert said.count("\n") == 1
+
+
+def test_the_line_says_how_many_files_were_used_and_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place(tmp_path / "images", grey_levels(6) | {"README": b"", "broken.png": b"", "two\nlines.png": b""})
+    (tmp_path / "images" / os.fsdecode(b"\xff.txt")).touch()  # no text
+    write_params(tmp_path, {"name": "image_folder", "root": "images", "channels": 3, "holdout": 2})
+    main()
+    printed = capsys.readouterr()
+    assert printed.out == (
+        "image_folder: 4 training and 2 held-out images of 3x8x8; 6 of 10 files used; "
+        "left out: 2 not images (README, \\udcff.txt), 2 unreadable (broken.png, two\\nlines.png), "
+        "all names in data/prepared/left_out.json; source: folder images\n"
+    )
+    assert "left out: two\\nlines.png: not an image\n" in printed.err
+    printed.out.encode()
+    listed = json.loads((tmp_path / "data" / "prepared" / "left_out.json").read_text())
+    assert listed == {"not images": ["README", "\udcff.txt"], "unreadable": ["broken.png", "two\nlines.png"]}
 
 
 def test_missing_data_is_one_line_and_exit_code_2(

@@ -31,8 +31,12 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     require_shape(data, 32, 3)
     place = raw_place(data, raw)
     files = TRAIN_FILES + HELDOUT_FILES
-    tree = open_tree(place, lambda name: PurePosixPath(name).name in files, scratch)
-    if tree is None:
+
+    def wanted(name: str) -> bool:
+        return PurePosixPath(name).name in files
+
+    tree = open_tree(place, wanted, scratch)
+    if tree is None or not any(map(wanted, tree.files)):
         raise MaskDMError(
             f"{place}: no CIFAR-10; place there: cifar-10-python.tar.gz from {PAGE}, or its folder "
             "cifar-10-batches-py; or set data.root to either"
@@ -57,7 +61,7 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
 
 
 def _find(tree: Tree, file: str) -> str:
-    found = [name for name in tree.names if PurePosixPath(name).name == file]
+    found = [name for name in tree.files if PurePosixPath(name).name == file]
     if len(found) != 1:
         raise MaskDMError(f"{tree.path}: allowed: one file named {file}, found {len(found)}")
     return found[0]

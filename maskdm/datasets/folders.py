@@ -9,10 +9,11 @@ from PIL import UnidentifiedImageError
 
 from maskdm.config import Data
 from maskdm.datasets.images import is_image, square_pixels
+from maskdm.datasets.left_out import NOT_IMAGES, in_words
 from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
 from maskdm.datasets.trees import Tree, open_tree
 from maskdm.errors import MaskDMError
-from maskdm.files import file_sha256
+from maskdm.files import file_sha256, reason
 
 PARTITION_FILE = "list_eval_partition.txt"  # CelebA's: a line an image, 0 training, 1 validation, 2 test
 
@@ -61,11 +62,13 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     kind = FOLDER_SETS[data.name]
     place = raw_place(data, raw)
     tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
-    if tree is None:
+    names = _images_of(tree, kind) if tree else []
+    if not tree or not names:
+        found = f" ({in_words(tree.left_out.summary())})" if tree and tree.left_out else ""
         raise MaskDMError(
-            f"{place}: no images; place there: {kind.place}; or set data.root to the folder or archive that holds them"
+            f"{place}: no images{found}; place there: {kind.place}; "
+            "or set data.root to the folder or archive that holds them"
         )
-    names = _images_of(tree, kind)
     labels, class_names = _identities(names) if kind.labels else (None, None)
 
     def read(index: int) -> np.ndarray:
@@ -74,7 +77,7 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         except UnidentifiedImageError:  # its text holds a memory address
             raise UnreadableImageError(names[index], "not an image") from None
         except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped
-            raise UnreadableImageError(names[index], " ".join(str(error).split())) from None
+            raise UnreadableImageError(names[index], reason(error)) from None
 
     return RawImages(
         source=f"{'folder' if tree.path.is_dir() else 'archive'} {tree.path}",
@@ -84,16 +87,23 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         labels=labels,
         class_names=class_names,
         heldout=_celeba_heldout(tree, place, names) if data.name == "celeba" else None,
+        names=names,
+        left_out=tree.left_out,
     )
 
 
 def _images_of(tree: Tree, kind: FolderSet) -> list[str]:
-    """List the images to read, in the order of their names."""
-    images = [name for name in tree.names if is_image(name)]
-    if not images:  # LSUN as it is downloaded
+    """List the images to read, each file once, in the order of their names; note what else there is."""
+    images = [name for name in tree.files if is_image(name)]
+    others = tree.files.keys() - set(images)
+    if not images and any(name.endswith(".mdb") for name in others):  # LSUN as it is downloaded
         raise MaskDMError(f"{tree.path}: an LMDB database is not read; place there: {kind.place}")
     inside = [name for name in images if kind.main_folder in PurePosixPath(name).parts[:-1]]
-    return inside or images
+    for name in others:
+        tree.left_out.add(NOT_IMAGES, name)
+    for name in set(images) - set(inside) if inside else ():
+        tree.left_out.add(f"outside of {kind.main_folder}", name)
+    return tree.once(inside or images)
 
 
 def _identities(names: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -109,7 +119,7 @@ def _checksums(tree: Tree, names: list[str]) -> dict[str, str]:
     """SHA-256 of the archive; of a folder, which may hold millions of files, that of its listing `size name`."""
     if not tree.path.is_dir():
         return {tree.path.name: file_sha256(tree.path)}
-    listing = "".join(f"{tree.size(name)} {name}\n" for name in names)
+    listing = "".join(f"{tree.files[name].size} {name}\n" for name in names)
     return {
         f"sizes and names of {len(names)} images": hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
     }
@@ -138,12 +148,15 @@ def _celeba_heldout(tree: Tree, place: Path, names: list[str]) -> np.ndarray | N
 
 def _partition(tree: Tree, place: Path) -> dict[str, int] | None:
     """File name -> part, from the partition file among the images' files or beside them."""
-    inside = [name for name in tree.names if PurePosixPath(name).name == PARTITION_FILE]
+    inside = sorted(name for name in tree.files if PurePosixPath(name).name == PARTITION_FILE)
     beside = [path for path in (place / PARTITION_FILE, place.parent / PARTITION_FILE) if path.is_file()]
     if not inside and not beside:
         return None
     where = inside[0] if inside else str(beside[0])
-    content = tree.read(inside[0]) if inside else beside[0].read_bytes()
+    try:
+        content = tree.read(inside[0]) if inside else beside[0].read_bytes()
+    except Exception as error:  # in a damaged archive nearly any
+        raise MaskDMError(f"{where}: cannot read it: {reason(error)}") from None
     partition = {}
     for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), start=1):
         match line.split():

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,8 @@ from tqdm import tqdm
 
 from maskdm.config import Data
 from maskdm.datasets import cifar10, digits, fashion_mnist, folders
-from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE
+from maskdm.datasets.left_out import UNREADABLE, in_words
+from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE, LEFT_OUT_FILE
 from maskdm.datasets.raw import RawImages, UnreadableImageError
 from maskdm.errors import MaskDMError
 from maskdm.files import expanded
@@ -31,6 +31,8 @@ SPLIT_SEED = 0  # of the one shuffle that decides which images are held out and 
 
 def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
     """Write `images.npy`, `labels.npy` (if there are labels) and `dataset.json` to the folder `out`.
+
+    What was left out is counted in `dataset.json`, with the first names; `left_out.json` has all of them.
 
     The folder is built under another name and moved into place when complete. The same input gives the same bytes.
 
@@ -86,8 +88,9 @@ def _write(raw_images: RawImages, data: Data, folder: Path) -> dict[str, Any]:
     total = _num_train(raw_images, data, holdout) + holdout
     shape = [data.channels, data.image_size, data.image_size]
     paths = [folder / IMAGES_FILE]
-    skipped: list[str] = []
-    train, heldout = _split(raw_images, data, holdout, skipped)
+    left_out = raw_images.left_out
+    found = raw_images.count + len(left_out) if raw_images.names is not None else None
+    train, heldout = _split(raw_images, data, holdout)
     with paths[0].open("wb") as file, tqdm(total=total, desc="prepare", unit="image") as bar:
 
         def append(images: Iterable[tuple[int, np.ndarray]]) -> list[int]:
@@ -102,7 +105,7 @@ def _write(raw_images: RawImages, data: Data, folder: Path) -> dict[str, Any]:
         train_indices, heldout_indices = append(train), append(heldout)
         file.seek(0)
         _write_header(file, len(train_indices) + len(heldout_indices), shape)
-    _check_counts(raw_images, data, len(train_indices), len(heldout_indices), skipped)
+    _check_counts(raw_images, data, len(train_indices), len(heldout_indices))
     if raw_images.labels is not None:
         paths.append(folder / LABELS_FILE)
         np.save(paths[1], raw_images.labels[train_indices + heldout_indices])
@@ -116,8 +119,11 @@ def _write(raw_images: RawImages, data: Data, folder: Path) -> dict[str, Any]:
         "num_classes": len(raw_images.class_names) if raw_images.class_names is not None else None,
         "class_names": raw_images.class_names,
         "sha256": _sha256(paths),
-        "skipped": sorted(skipped),
+        "files_found": found,
+        "left_out": left_out.summary(),
     }
+    if left_out:
+        (folder / LEFT_OUT_FILE).write_text(json.dumps(left_out.names(), indent=1) + "\n", encoding="utf-8")
     (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return info
 
@@ -152,7 +158,7 @@ def _num_train(raw_images: RawImages, data: Data, holdout: int) -> int:
 
 
 def _split(
-    raw_images: RawImages, data: Data, holdout: int, skipped: list[str]
+    raw_images: RawImages, data: Data, holdout: int
 ) -> tuple[Iterator[tuple[int, np.ndarray]], Iterator[tuple[int, np.ndarray]]]:
     """Return the training and the held-out images, each in the order of one fixed shuffle, unreadable ones left out.
 
@@ -160,35 +166,34 @@ def _split(
     """
     order = np.random.default_rng(SPLIT_SEED).permutation(raw_images.count).tolist()
     if raw_images.heldout is not None:
-        train = _readable(raw_images, (index for index in order if not raw_images.heldout[index]), skipped)
+        train = _readable(raw_images, (index for index in order if not raw_images.heldout[index]))
         heldout = [index for index in order if raw_images.heldout[index]]
     else:
         # Held-out images are drawn first, so that they are the same for every `train_images`. They are decoded here
         # to know which are readable, and again when they are written: they are few and come last on disk.
-        train = _readable(raw_images, iter(order), skipped)
+        train = _readable(raw_images, iter(order))
         checked = tqdm(islice(train, holdout), total=holdout, desc="check held-out images", unit="image")
         heldout = [index for index, _ in checked]
-    return islice(train, data.train_images), _readable(raw_images, iter(heldout), skipped)
+    return islice(train, data.train_images), _readable(raw_images, iter(heldout))
 
 
-def _readable(raw_images: RawImages, indices: Iterator[int], skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """Index and pixels of the images that can be decoded; the others are reported and added to `skipped`."""
+def _readable(raw_images: RawImages, indices: Iterator[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Index and pixels of the images that can be decoded; the others are left out."""
     for index in indices:
         try:
             pixels = raw_images.read(index)
         except UnreadableImageError as error:
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
-            skipped.append(error.name)
+            raw_images.left_out.add(UNREADABLE, error.name, error.reason)
         else:
             yield index, pixels
 
 
-def _check_counts(raw_images: RawImages, data: Data, train: int, heldout: int, skipped: list[str]) -> None:
+def _check_counts(raw_images: RawImages, data: Data, train: int, heldout: int) -> None:
     wanted_heldout = data.holdout or 1
     if train < (data.train_images or 1) or heldout < wanted_heldout:
         raise MaskDMError(
-            f"{raw_images.source}: too few readable images: {train} for training and {heldout} held out, "
-            f"{len(skipped)} of {raw_images.count} unreadable (the first: {min(skipped, default='none')})"
+            f"{raw_images.source}: too few images to read: {train} for training and {heldout} held out; "
+            f"left out: {in_words(raw_images.left_out.summary()) or 'nothing'}"
         )
 
 

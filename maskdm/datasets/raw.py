@@ -1,12 +1,13 @@
 """What every loader hands over: images that are read one at a time, so that a large set never sits in memory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from maskdm.config import Data
+from maskdm.datasets.left_out import LeftOut
 from maskdm.errors import MaskDMError
 from maskdm.files import expanded
 
@@ -16,7 +17,7 @@ class UnreadableImageError(Exception):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class RawImages:
     labels: np.ndarray | None = None  # int64 [count]
     class_names: list[str] | None = None
     heldout: np.ndarray | None = None  # bool [count], the set's own split; None: it has none
+    names: list[str] | None = None  # of the images' files; None: they do not come one a file
+    left_out: LeftOut = field(default_factory=LeftOut)  # what is no image to read; reading adds what is unreadable
 
 
 def raw_place(data: Data, raw: Path) -> Path:

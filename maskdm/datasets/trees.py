@@ -1,35 +1,55 @@
 """The files of a data set that the user has placed: a folder, or a zip or tar archive, read the same way."""
 
-import gzip
-import lzma
+import errno
 import os
+import posixpath
 import shutil
+import stat
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from tqdm import tqdm
 
+from maskdm.datasets.left_out import HIDDEN, NOT_IMAGES, SECOND_NAMES, UNREADABLE, LeftOut
 from maskdm.errors import MaskDMError
+from maskdm.files import reason
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
+class Entry(NamedTuple):
+    """A file as it was listed."""
+
+    size: int  # bytes
+    identity: Hashable  # the same for all names of one file
+    is_link: bool  # whether the name, or a folder in it, is a symbolic link
+
+
 @dataclass(frozen=True)
 class Tree:
-    """Files by their names below `path`, a folder or an archive."""
+    """Files by their names below `path`, a folder or an archive; names have forward slashes."""
 
     path: Path
-    names: list[str]  # sorted, with forward slashes
+    files: dict[str, Entry]
     read: Callable[[str], bytes]
-    size: Callable[[str], int]  # bytes
+    left_out: LeftOut
+
+    def once(self, names: list[str]) -> list[str]:
+        """Sort names and keep one a file, its own before those of links: a file with two names is one image."""
+        kept: dict[Hashable, str] = {}
+        for name in sorted(names, key=lambda name: (self.files[name].is_link, name)):
+            if kept.setdefault(self.files[name].identity, name) != name:
+                self.left_out.add(SECOND_NAMES, name)
+        return sorted(kept.values())
 
 
 def open_tree(place: Path, wanted: Callable[[str], bool], scratch: Path) -> Tree | None:
-    """List the files of an archive, of a folder, or of the one archive in a folder. None: nothing wanted is there.
+    """List the files of an archive, of a folder, or of the one archive in a folder. None: there is no such place.
 
     Args:
         place: a folder or an archive.
@@ -38,24 +58,21 @@ def open_tree(place: Path, wanted: Callable[[str], bool], scratch: Path) -> Tree
 
     Raises:
         MaskDMError: the archive is damaged or of an unknown kind, or the folder holds several.
+        OSError: the folder may not be read. One inside of it is left out.
     """
-    if place.is_dir():
-        tree = _folder(place)
-        if any(wanted(name) for name in tree.names):
-            return tree
-        archives = [path for path in sorted(place.iterdir()) if _is_archive(path)]
-        if len(archives) > 1:
-            found = ", ".join(path.name for path in archives)
-            raise MaskDMError(f"{place}: several archives ({found}); set data.root to the one to read")
-        if not archives:
-            return None
-        place = archives[0]
-    if not place.exists():
-        return None
-    if not _is_archive(place):
-        raise MaskDMError(f"{place}: allowed: a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
-    tree = _zip(place) if place.suffix.lower() == ".zip" else _tar(place, scratch)
-    return tree if any(wanted(name) for name in tree.names) else None
+    if not place.is_dir():
+        return _archive(place, scratch, LeftOut()) if place.exists() else None
+    tree = _folder(place)
+    if any(map(wanted, tree.files)):
+        return tree
+    archives = sorted(name for name in tree.files if "/" not in name and _is_archive(place / name))
+    if len(archives) > 1:
+        raise MaskDMError(f"{place}: several archives ({', '.join(archives)}); set data.root to the one to read")
+    if not archives:
+        return tree
+    for name in tree.files.keys() - set(archives):
+        tree.left_out.add(NOT_IMAGES, name)
+    return _archive(place / archives[0], scratch, tree.left_out)
 
 
 def _is_archive(path: Path) -> bool:
@@ -67,59 +84,184 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
+def _archive(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
+    if not _is_archive(path):
+        raise MaskDMError(f"{path}: allowed: a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
+    try:
+        return _zip(path, left_out) if path.suffix.lower() == ".zip" else _tar(path, scratch, left_out)
+    except Exception as error:  # damaged archives raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
+            raise
+        said = str(error).splitlines() or [type(error).__name__]  # of tarfile: a line for each compression it tried
+        raise MaskDMError(f"{path}: truncated, damaged, or no archive ({said[0].rstrip(':')})") from None
+
+
+# --- folders ------------------------------------------------------------------------------------------------
+
+
 def _folder(path: Path) -> Tree:
-    names = [
-        (Path(folder) / file).relative_to(path).as_posix()
-        for folder, _, files in os.walk(path, onerror=_fail, followlinks=True)  # the images often lie on another disk
-        for file in files
-    ]
-    return Tree(
-        path,
-        sorted(name for name in names if not _is_hidden(name)),
-        lambda name: (path / name).read_bytes(),
-        lambda name: (path / name).stat().st_size,
-    )
+    left_out = LeftOut()
+    return Tree(path, _walk(path, left_out), lambda name: _read_file(path / name), left_out)
 
 
-def _fail(error: OSError) -> None:
-    """`os.walk` on its own leaves out a folder that it may not read, without a word."""
-    raise error
+def _walk(root: Path, left_out: LeftOut) -> dict[str, Entry]:
+    """List all files below `root`, those in linked folders too, since images often lie on another disk.
+
+    A folder is read once, under its own name before those of links; a link to a folder above it is not followed.
+    """
+    files: dict[str, Entry] = {}
+    seen = {_identity(parent.stat()) for parent in root.resolve().parents}
+    folders, links = [("", False)], deque[str]()
+    while folders or links:
+        folder, is_link = folders.pop() if folders else (links.popleft(), True)
+        try:
+            identity = _identity((root / folder).stat())
+            if identity in seen:
+                left_out.add(SECOND_NAMES, f"{folder}/")
+                continue
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise
+            left_out.add(UNREADABLE, f"{folder}/", reason(error))
+            continue
+        seen.add(identity)
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_hidden(entry.name):
+                left_out.add(HIDDEN, f"{name}/" if _is_folder(entry) else name)
+            elif not _is_folder(entry):
+                files[name] = _entry(entry, name, is_link)
+            elif entry.is_symlink():
+                links.append(name)
+            else:
+                folders.append((name, is_link))
+    return files
 
 
-def _zip(path: Path) -> Tree:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise MaskDMError(f"{path}: truncated or damaged archive ({error})") from None
-    names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    return Tree(
-        path,
-        sorted(name for name in names if not _is_hidden(name)),
-        archive.read,
-        lambda name: archive.getinfo(name).file_size,
-    )
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be read
+        return False
 
 
-def _tar(path: Path, scratch: Path) -> Tree:
-    root = scratch / "unpacked"
+def _entry(entry: os.DirEntry[str], name: str, is_link: bool) -> Entry:
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nothing: like a damaged image, it is named when it is read
+        return Entry(0, name, True)
+    return Entry(status.st_size, _identity(status), is_link or entry.is_symlink())
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a regular file: a pipe would be waited for, for ever, and a device might do anything."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
+
+
+# --- archives -----------------------------------------------------------------------------------------------
+
+
+def _zip(path: Path, left_out: LeftOut) -> Tree:
+    archive = zipfile.ZipFile(path)
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = str(PurePosixPath(info.filename))
+        if info.is_dir():
+            continue
+        if name in members:  # the archive was appended to: the last one counts, as where it is unpacked
+            left_out.add(SECOND_NAMES, name)
+        members[name] = info
+    contents = {name: _linked(archive, members, name) for name in members}
+    files = {}
+    for name, content in contents.items():
+        if _is_hidden(name):
+            left_out.add(HIDDEN, name)
+        elif content is None:
+            left_out.add(UNREADABLE, name, "a link to no file of the archive")
+        else:
+            files[name] = Entry(content.file_size, content.header_offset, content is not members[name])
+    return Tree(path, files, lambda name: archive.read(contents[name] or name), left_out)
+
+
+def _linked(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: str) -> zipfile.ZipInfo | None:
+    """The member itself, or the one that it links to, in one step; None: there is no such one."""
+    if not stat.S_ISLNK(members[name].external_attr >> 16):
+        return members[name]
+    target = _inside(name, os.fsdecode(archive.read(members[name])))
+    return members.get(target) if target else None
+
+
+def _tar(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
+    """Unpack an archive, links last: then none can lead a file to a place outside of `scratch`."""
+    root = Path(os.path.realpath(scratch)) / "unpacked"
     root.mkdir()
-    try:
-        with tarfile.open(path) as archive:
-            for member in tqdm(archive, desc=f"unpack {path.name}", unit="file"):
-                if member.isfile() and not _is_hidden(os.path.normpath(member.name)):
-                    _unpack(archive, member, root)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise MaskDMError(f"{path}: truncated or damaged archive ({error})") from None
-    tree = _folder(root)
-    return Tree(path, tree.names, tree.read, tree.size)
+    links = []
+    with tarfile.open(path) as archive:
+        for member in tqdm(archive, desc=f"unpack {path.name}", unit="file"):
+            member.name = posixpath.normpath(member.name)
+            if member.issym() or member.islnk():
+                links.append(member)
+            elif member.isfile():
+                _unpack(archive, member, root, left_out)
+            elif not member.isdir():
+                left_out.add(UNREADABLE, member.name, "not a regular file")
+        _check_end(archive)
+    for member in links:
+        _link(member, root, left_out)
+    return Tree(path, _walk(root, left_out), lambda name: _read_file(root / name), left_out)
 
 
-def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
+def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, left_out: LeftOut) -> None:
     target = root / member.name
-    if not target.resolve().is_relative_to(root.resolve()):
+    if not _leads_into(root, target):
         raise tarfile.TarError(f"{member.name} points outside of it")
+    if target.exists():  # an archive that was appended to: the last one counts
+        left_out.add(SECOND_NAMES, member.name)
     content = archive.extractfile(member)
     assert content is not None  # a regular file has content
     target.parent.mkdir(parents=True, exist_ok=True)
     with content, target.open("wb") as file:
         shutil.copyfileobj(content, file)
+
+
+def _link(member: tarfile.TarInfo, root: Path, left_out: LeftOut) -> None:
+    """Make a link to a file of the archive: GNU tar stores as one what is the second name of a file."""
+    target = _inside(member.name if member.issym() else "", member.linkname)
+    place = root / member.name
+    if target is None or not _leads_into(root, place):
+        left_out.add(UNREADABLE, member.name, "a link that points outside of the archive")
+        return
+    if os.path.lexists(place):
+        left_out.add(SECOND_NAMES, member.name)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if member.islnk() and (root / target).is_file():
+        os.link(root / target, place)
+    else:
+        place.symlink_to(root / target)
+
+
+def _leads_into(root: Path, path: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(root)
+
+
+def _inside(link: str, target: str) -> str | None:
+    """The name in the archive of what `link` points to; None: it lies outside."""
+    name = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
+    return None if name.startswith("/") or name.split("/")[0] == ".." else name
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Refuse a damaged header: tarfile takes it for the end, and leaves out what follows without a word."""
+    file = archive.fileobj
+    assert file is not None  # the archive is open
+    file.seek(archive.offset)
+    if any(file.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError("damaged header")
