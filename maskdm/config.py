@@ -125,11 +125,18 @@ class Data(Schema):
     channels: Literal[1, 3]
     holdout: Positive | None  # images to hold out; None where the data set has a held-out split of its own
     train_images: Positive | None  # use only so many training images, chosen by a fixed shuffle; None: all
+    labels: Literal["folders"] | None = None  # optional, of `image_folder`: its folders are classes; None: no classes
 
     @model_validator(mode="after")
     def _power_of_two(self) -> Self:
         if self.image_size < 4 or self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size={self.image_size}; allowed: a power of two from 4")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_read(self) -> Self:
+        if self.labels is not None and self.name != "image_folder":
+            raise ValueError(f"labels={self.labels} with name={self.name}; allowed: null (image_folder reads it)")
         return self
 
     @model_validator(mode="after")

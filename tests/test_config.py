@@ -58,6 +58,8 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("model.patch_size", 3, "model.patch_size=3 does not divide data.image_size=8"),
         ("data.image_size", 12, "image_size=12; allowed: a power of two"),
         ("data.channels", 2, "data.channels=2"),
+        ("data.labels", "folders", "data: labels=folders with name=digits; allowed: null"),
+        ("data.labels", "files", "data.labels='files'"),
         ("data.root", "", "data: root=''; allowed: null, or a folder or an archive"),
         ("data.root", " \t", "data: root=' \\t'; allowed: null, or a folder or an archive"),
         ("model.embed_dim", "wide", "model.embed_dim='wide'"),

@@ -9,6 +9,7 @@ from PIL import UnidentifiedImageError
 
 from maskdm.config import Data
 from maskdm.datasets.images import is_image, square_pixels
+from maskdm.datasets.layout import Layout
 from maskdm.datasets.left_out import NOT_IMAGES, in_words
 from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
 from maskdm.datasets.trees import Tree, open_tree
@@ -24,11 +25,12 @@ class FolderSet:
 
     place: str  # what the user has to place, and where it comes from
     main_folder: str | None = None  # where a download holds other images too: the folder to read
-    labels: bool = False  # whether the folder of an image is its class
+    identities: bool = False  # whether the folder of an image is its class
+    own_layout: bool = False  # whether its folders may be a split or classes: `Layout`
 
 
 FOLDER_SETS = {
-    "image_folder": FolderSet("images, in any folder structure"),
+    "image_folder": FolderSet("images, in any folder structure", own_layout=True),
     "celeba": FolderSet(
         f"img_align_celeba.zip, or its folder, and {PARTITION_FILE} from "
         "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
@@ -48,7 +50,7 @@ FOLDER_SETS = {
     ),
     "vggface2": FolderSet(
         "vggface2_train.tar.gz, or its folder with one folder an identity, from https://github.com/ox-vgg/vgg_face2",
-        labels=True,
+        identities=True,
     ),
 }
 
@@ -57,62 +59,81 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     """List every image below `data.root` or `raw/<name>`, sorted by name; reading one crops and resizes it.
 
     Raises:
-        MaskDMError: there are no images, the archive is damaged, or CelebA's partition does not fit the images.
+        MaskDMError: there are no images, the archive is damaged, CelebA's partition does not fit the images, or an
+            image has no class.
     """
-    kind = FOLDER_SETS[data.name]
-    place = raw_place(data, raw)
+    kind, place = FOLDER_SETS[data.name], raw_place(data, raw)
     tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
-    names = _images_of(tree, kind) if tree else []
-    if not tree or not names:
+    images = _images_of(tree, kind) if tree else []
+    if not tree or not images:
         found = f" ({in_words(tree.left_out.summary())})" if tree and tree.left_out else ""
         raise MaskDMError(
             f"{place}: no images{found}; place there: {kind.place}; "
             "or set data.root to the folder or archive that holds them"
         )
-    labels, class_names = _identities(names) if kind.labels else (None, None)
-
-    def read(index: int) -> np.ndarray:
-        try:
-            return square_pixels(tree.read(names[index]), data.image_size, data.channels)
-        except UnidentifiedImageError:  # its text holds a memory address
-            raise UnreadableImageError(names[index], "not an image") from None
-        except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped
-            raise UnreadableImageError(names[index], reason(error)) from None
-
+    layout = Layout.of(images) if kind.own_layout else Layout()
+    if layout.heldout:
+        images = _only(tree, images, list(layout.heldout), "train and test")
+    names = tree.once(images, first=layout.is_heldout)
+    labels, class_names = _labels(names, data, layout)
+    heldout = np.array([layout.is_heldout(name) for name in names]) if layout.heldout else None
     return RawImages(
         source=f"{'folder' if tree.path.is_dir() else 'archive'} {tree.path}",
         files=_checksums(tree, names),
         count=len(names),
-        read=read,
+        read=lambda index: _read(tree, names[index], data),
         labels=labels,
         class_names=class_names,
-        heldout=_celeba_heldout(tree, place, names) if data.name == "celeba" else None,
+        heldout=_celeba_heldout(tree, place, names) if data.name == "celeba" else heldout,
         names=names,
         left_out=tree.left_out,
     )
 
 
 def _images_of(tree: Tree, kind: FolderSet) -> list[str]:
-    """List the images to read, each file once, in the order of their names; note what else there is."""
+    """List the images of the data set."""
     images = [name for name in tree.files if is_image(name)]
-    others = tree.files.keys() - set(images)
-    if not images and any(name.endswith(".mdb") for name in others):  # LSUN as it is downloaded
+    if not images and any(name.endswith(".mdb") for name in tree.files):  # LSUN as it is downloaded
         raise MaskDMError(f"{tree.path}: an LMDB database is not read; place there: {kind.place}")
-    inside = [name for name in images if kind.main_folder in PurePosixPath(name).parts[:-1]]
-    for name in others:
+    for name in tree.files.keys() - set(images):
         tree.left_out.add(NOT_IMAGES, name)
-    for name in set(images) - set(inside) if inside else ():
-        tree.left_out.add(f"outside of {kind.main_folder}", name)
-    return tree.once(inside or images)
+    inside = [name for name in images if kind.main_folder in PurePosixPath(name).parts[:-1]]
+    return _only(tree, images, inside, kind.main_folder) if inside else images
 
 
-def _identities(names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Label each image with its folder; also return the sorted names of those folders."""
-    folders = [PurePosixPath(name).parent.name for name in names]
-    if "" in folders:
-        raise MaskDMError(f"{names[folders.index('')]}: allowed: one folder an identity, with its images inside")
-    class_names, labels = np.unique(folders, return_inverse=True)
+def _only(tree: Tree, images: list[str], inside: list[str], folder: str | None) -> list[str]:
+    """The images inside of a folder, of all images; the others are left out."""
+    for name in set(images) - set(inside):
+        tree.left_out.add(f"outside of {folder}", name)
+    return inside
+
+
+def _read(tree: Tree, name: str, data: Data) -> np.ndarray:
+    try:
+        return square_pixels(tree.read(name), data.image_size, data.channels)
+    except UnidentifiedImageError:  # its text holds a memory address
+        raise UnreadableImageError(name, "not an image") from None
+    except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped
+        raise UnreadableImageError(name, reason(error)) from None
+
+
+def _labels(names: list[str], data: Data, layout: Layout) -> tuple[np.ndarray | None, list[str] | None]:
+    """The class of each image as a number, int64 [n], and the sorted names of the classes; None: there are none."""
+    if FOLDER_SETS[data.name].identities:
+        classes = [_identity(name) for name in names]
+    elif data.labels is not None:
+        classes = [layout.class_of(name) for name in names]
+    else:
+        return None, None
+    class_names, labels = np.unique(classes, return_inverse=True)
     return labels.astype(np.int64), class_names.tolist()
+
+
+def _identity(name: str) -> str:
+    folder = PurePosixPath(name).parent.name
+    if not folder:
+        raise MaskDMError(f"{name}: allowed: one folder an identity, with its images inside")
+    return folder
 
 
 def _checksums(tree: Tree, names: list[str]) -> dict[str, str]:

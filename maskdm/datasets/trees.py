@@ -39,10 +39,10 @@ class Tree:
     read: Callable[[str], bytes]
     left_out: LeftOut
 
-    def once(self, names: list[str]) -> list[str]:
-        """Sort names and keep one a file, its own before those of links: a file with two names is one image."""
+    def once(self, names: list[str], first: Callable[[str], bool]) -> list[str]:
+        """Sort names and keep one a file: those that are to be `first`, then its own before those of links."""
         kept: dict[Hashable, str] = {}
-        for name in sorted(names, key=lambda name: (self.files[name].is_link, name)):
+        for name in sorted(names, key=lambda name: (not first(name), self.files[name].is_link, name)):
             if kept.setdefault(self.files[name].identity, name) != name:
                 self.left_out.add(SECOND_NAMES, name)
         return sorted(kept.values())
@@ -172,7 +172,7 @@ def _zip(path: Path, left_out: LeftOut) -> Tree:
     archive = zipfile.ZipFile(path)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        name = str(PurePosixPath(info.filename))
+        name = str(PurePosixPath(info.filename.lstrip("/")))
         if info.is_dir():
             continue
         if name in members:  # the archive was appended to: the last one counts, as where it is unpacked
