@@ -181,13 +181,22 @@ Masked pre-training followed by fine-tuning, against training from scratch at eq
 `dvc repro` makes this page from `params.yaml` and the run records.
 
 - **Data**: {dataset["name"]} ({dataset["source"]}); {dataset["train"]:,} training and {dataset["heldout"]:,} held-out \
-images of {shape}; SHA-256 `{dataset["sha256"][:12]}`.
+images of {shape}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Network**: U-ViT, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, \
 {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
 - **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
 {recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training an arm, pre-training counted in.
 - **Arms**: {_listed(list(params.arms))}; the baseline is `{params.baseline}`."""
+
+
+def _overlap(dataset: Row) -> str:
+    """Whether training saw held-out images. Data that were prepared before this was counted say nothing."""
+    if "duplicates" not in dataset:
+        return ""
+    shared, left_out = dataset["duplicates"]["train_and_heldout"], dataset["duplicates"]["left_out"]
+    text = f", {shared:,} training images have the pixels of a held-out one" if shared else ", no image is in both"
+    return text + (f" ({left_out:,} copies were left out)" if left_out else "")
 
 
 def _cost_table(arms: pd.DataFrame) -> str:

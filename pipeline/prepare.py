@@ -21,6 +21,8 @@ def in_one_line(info: dict[str, Any]) -> str:
     """What `dataset.json` says, for a reader of the terminal."""
     shape = "x".join(map(str, info["shape"]))
     parts = [f"{info['name']}: {info['train']} training and {info['heldout']} held-out images of {shape}"]
+    if shared := info["duplicates"]["train_and_heldout"]:
+        parts.append(f"{shared} training images have the pixels of a held-out one, as published")
     if info["files_found"] is not None:
         parts.append(f"{info['train'] + info['heldout']} of {info['files_found']} files used")
     if info["left_out"]:

@@ -233,17 +233,14 @@ def test_an_archive_member_outside_the_archive_is_refused(tmp_path: Path) -> Non
 def test_images_are_centre_cropped_and_resized(tmp_path: Path) -> None:
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = (200, 100, 50)  # the central square; what lies beside it must not be seen
-    files = {}
-    for name in ("a.png", "sub/b.png"):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        files[name] = file.getvalue()
-    place(tmp_path / "raw" / "image_folder", files)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    place(tmp_path / "raw" / "image_folder", {"a.png": image_bytes(0), "sub/b.png": file.getvalue()})
     colour = prepared(settings("image_folder", holdout=1), tmp_path)
     assert colour.images.shape == (2, 3, 16, 16)
-    assert (colour.images == np.array([200, 100, 50])[:, None, None]).all()
+    assert np.unique(colour.images, axis=0)[1].tolist() == np.full((16, 16, 3), [200, 100, 50]).T.tolist()
     grey = prepared(settings("image_folder", holdout=1, channels=1), tmp_path)
-    assert np.unique(grey.images).tolist() == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
+    assert np.unique(grey.images).tolist() == [0, round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
     assert grey.labels is None
     assert not (tmp_path / "prepared" / "labels.npy").exists()
 
@@ -251,9 +248,9 @@ def test_images_are_centre_cropped_and_resized(tmp_path: Path) -> None:
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     folder = tmp_path / "raw" / "image_folder"
     folder.mkdir(parents=True)
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.full((20, 20), 100 * 256, np.uint16)).save(folder / name)
-    assert np.unique(prepared(settings("image_folder", holdout=1), tmp_path).images).tolist() == [100]
+    for level in (100, 101):
+        Image.fromarray(np.full((20, 20), level * 256, np.uint16)).save(folder / f"{level}.png")
+    assert np.unique(prepared(settings("image_folder", holdout=1), tmp_path).images).tolist() == [100, 101]
 
 
 def test_corrupt_images_are_named_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,27 @@ def test_every_row_of_a_markdown_table_has_all_cells(params: Params) -> None:
     assert "nan" not in text
 
 
+@pytest.mark.parametrize(
+    ("duplicates", "says"),
+    [
+        ({"train_and_heldout": 0, "left_out": 0}, "12 held-out images of 1x32x32, no image is in both; SHA-256"),
+        ({"train_and_heldout": 0, "left_out": 7}, "no image is in both (7 copies were left out); SHA-256"),
+        (
+            {"train_and_heldout": 1234, "left_out": 0},
+            "1,234 training images have the pixels of a held-out one; ",
+        ),
+        (None, "12 held-out images of 1x32x32; SHA-256"),
+    ],
+)
+def test_the_page_says_whether_held_out_images_are_in_training(
+    params: Params, duplicates: dict[str, int] | None, says: str
+) -> None:
+    records = make_records(params)
+    dataset = DATASET | ({"duplicates": duplicates} if duplicates else {})
+    text = report.markdown(params, Recipe.model_validate(RECIPE), dataset, records, frames(params, records)[2], [])
+    assert says in text
+
+
 # --- the stage ------------------------------------------------------------------------------------------------------
 
 

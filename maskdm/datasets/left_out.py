@@ -9,6 +9,7 @@ UNREADABLE = "unreadable"  # a damaged image; a file or folder that may not be r
 SECOND_NAMES = "second names"  # of a file or folder that is read under another name
 NOT_IMAGES = "not images"  # by their suffix
 HIDDEN = "hidden"  # what file managers leave behind
+COPIES = "copies of held-out images"  # the same pixels: seen in training, the image would not be held out
 FIRST = 10  # names of each reason that `dataset.json` holds
 
 
@@ -27,6 +28,10 @@ class LeftOut:
 
     def __len__(self) -> int:
         return sum(map(len, self._names.values()))
+
+    def count(self, reason: str) -> int:
+        """How many names have this reason."""
+        return len(self._names.get(reason, []))
 
     def add(self, reason: str, name: str, why: str = "") -> None:
         """Note a name; print it if there is more to say of it, and it is one of the first."""

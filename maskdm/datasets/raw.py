@@ -32,7 +32,11 @@ class RawImages:
     class_names: list[str] | None = None
     heldout: np.ndarray | None = None  # bool [count], the set's own split; None: it has none
     names: list[str] | None = None  # of the images' files; None: they do not come one a file
-    left_out: LeftOut = field(default_factory=LeftOut)  # what is no image to read; reading adds what is unreadable
+    left_out: LeftOut = field(default_factory=LeftOut)  # what is no image to read; the split adds to it
+
+    def name(self, index: int) -> str:
+        """Name an image for a reader."""
+        return f"image {index}" if self.names is None else self.names[index]
 
 
 def raw_place(data: Data, raw: Path) -> Path:
