@@ -1,13 +1,23 @@
 """The places of the files that stages hand to each other."""
 
+import os
 from pathlib import Path
 
 ROOT = Path()  # stages run in the project's root, as DVC does
-RAW = ROOT / "data" / "raw"
 PREPARED = ROOT / "data" / "prepared"
 REFERENCE = ROOT / "data" / "reference"
 STUDY = ROOT / "study" / "params.yaml"
 STUDY_REPORTS = ROOT / "reports" / "study"
+
+
+def own_project() -> Path:
+    """Where the user's raw files are, which git ignores.
+
+    It is the project's root, but not in `dvc exp run --temp` or `--queue`: these run in a copy without ignored files,
+    below the project's `.dvc`, and say in DVC_ROOT where the project is.
+    """
+    home = os.path.realpath(os.environ.get("DVC_ROOT", ""))
+    return Path(home) if Path(os.path.realpath(ROOT)).is_relative_to(Path(home) / ".dvc") else ROOT
 
 
 def work_folder(stage: str, key: str, identity: str) -> Path:

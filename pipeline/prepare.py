@@ -1,20 +1,32 @@
 """DVC stage `prepare`: the data set of `params.yaml` as one array in `data/prepared`."""
 
+import os
+from pathlib import Path
 from typing import Any
 
-from maskdm.config import load_params
+from maskdm.config import Data, load_params
 from maskdm.datasets.left_out import in_words
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import LEFT_OUT_FILE
 from maskdm.errors import exit_with_one_line
-from pipeline.paths import PREPARED, RAW, ROOT
+from maskdm.files import expanded
+from pipeline.paths import PREPARED, ROOT, own_project
 
 
 def main() -> None:
     """Write `data/prepared/` and print what it holds."""
     with exit_with_one_line():
-        info = prepare(load_params(ROOT / "params.yaml").data, PREPARED, RAW)
+        home = own_project()
+        info = prepare(found(load_params(ROOT / "params.yaml").data, home), PREPARED, home / "data" / "raw")
         print(in_one_line(info))
+
+
+def found(data: Data, home: Path) -> Data:
+    """Look in the user's own project for a relative root that is not in the copy in which DVC runs."""
+    if data.root is None or home == ROOT:
+        return data
+    place = expanded(data.root, "data.root")
+    return data if os.path.exists(place) else data.model_copy(update={"root": str(home / place)})
 
 
 def in_one_line(info: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from maskdm.datasets.prepared import PreparedData
+from pipeline.paths import own_project
 from pipeline.prepare import main
 from tests.conftest import PARAMS
 from tests.raw_data import grey_levels, place
@@ -68,6 +69,42 @@ def test_the_line_says_how_many_files_were_used_and_what_was_left_out(
     printed.out.encode()
     listed = json.loads((tmp_path / "data" / "prepared" / "left_out.json").read_text())
     assert listed == {"not images": ["README", "\udcff.txt"], "unreadable": ["broken.png", "two\nlines.png"]}
+
+
+@pytest.mark.parametrize("root", [None, "data/raw/image_folder", "$HERE/image_folder"])
+def test_a_copy_of_the_project_that_dvc_runs_in_reads_the_raw_files_of_the_project_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: str | None
+) -> None:
+    copy = tmp_path / "project" / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("HERE", "data/raw")
+    (tmp_path / "link").symlink_to("project")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "link"))  # as DVC sets it in `dvc exp run --temp`
+    write_params(copy, {"name": "image_folder", "root": root, "channels": 3, "holdout": 2})
+    with pytest.raises(SystemExit):
+        main()
+    raw = tmp_path / "project" / "data" / "raw" / "image_folder"
+    assert capsys.readouterr().err.startswith(f"error: {raw}: no images; place there: ")
+    place(raw, grey_levels(6))
+    main()
+    assert len(PreparedData.open(copy / "data" / "prepared").train) == 4
+    if root is not None:
+        place(copy / "data" / "raw" / "image_folder", grey_levels(9))  # in git, or in DVC
+        main()
+        assert len(PreparedData.open(copy / "data" / "prepared").train) == 7
+
+
+def test_the_project_is_where_its_stages_run_whatever_dvc_calls_its_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for root in (tmp_path, tmp_path / "inside", tmp_path / "elsewhere"):
+        monkeypatch.setenv("DVC_ROOT", str(root))
+        assert own_project() == Path()
+    monkeypatch.delenv("DVC_ROOT")
+    assert own_project() == Path()
 
 
 def test_missing_data_is_one_line_and_exit_code_2(
