@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from maskdm.config import Data, load_params
-from maskdm.datasets.left_out import in_words
+from maskdm.datasets.left_out import FILE, in_words
 from maskdm.datasets.prepare import prepare
-from maskdm.datasets.prepared import LEFT_OUT_FILE
 from maskdm.errors import exit_with_one_line
 from maskdm.files import expanded
 from pipeline.paths import PREPARED, ROOT, own_project
@@ -38,7 +37,7 @@ def in_one_line(info: dict[str, Any]) -> str:
     if info["files_found"] is not None:
         parts.append(f"{info['train'] + info['heldout']} of {info['files_found']} files used")
     if info["left_out"]:
-        parts.append(f"left out: {in_words(info['left_out'])}, all names in {PREPARED / LEFT_OUT_FILE}")
+        parts.append(f"left out: {in_words(info['left_out'])}, all names in {PREPARED / FILE}")
     return "; ".join([*parts, f"source: {info['source']}"])
 
 

@@ -260,6 +260,7 @@ def test_corrupt_images_are_named_and_the_rest_goes_on(tmp_path: Path, capsys: p
     place(tmp_path / "raw" / "image_folder", grey_levels(6) | corrupt)
     data = prepared(settings("image_folder", holdout=2), tmp_path)
     assert data.info["left_out"] == {"unreadable": {"count": 3, "first": sorted(corrupt)}}
+    assert data.info["skipped"] == sorted(corrupt)
     said = capsys.readouterr().err
     assert all(said.count(f"left out: {name}: ") == 1 for name in corrupt)
     assert (data.info["train"], data.info["heldout"]) == (4, 2)
@@ -268,7 +269,7 @@ def test_corrupt_images_are_named_and_the_rest_goes_on(tmp_path: Path, capsys: p
 
 def test_only_corrupt_images_are_an_error(tmp_path: Path) -> None:
     place(tmp_path / "raw" / "image_folder", {"a.png": b"", "b.png": b"x"})
-    with pytest.raises(MaskDMError, match=r"too few images.*2 unreadable \(a\.png, b\.png\)"):
+    with pytest.raises(MaskDMError, match=r"too few images.*unreadable: 2 \(a\.png, b\.png\)"):
         prepared(settings("image_folder", holdout=1), tmp_path)
 
 

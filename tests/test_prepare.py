@@ -62,7 +62,7 @@ def test_the_line_says_how_many_files_were_used_and_what_was_left_out(
     printed = capsys.readouterr()
     assert printed.out == (
         "image_folder: 4 training and 2 held-out images of 3x8x8; 6 of 10 files used; "
-        "left out: 2 not images (README, \\udcff.txt), 2 unreadable (broken.png, two\\nlines.png), "
+        "left out: not images: 2 (README, \\udcff.txt), unreadable: 2 (broken.png, two\\nlines.png), "
         "all names in data/prepared/left_out.json; source: folder images\n"
     )
     assert "left out: two\\nlines.png: not an image\n" in printed.err

@@ -114,5 +114,5 @@ def test_copies_across_a_published_split_are_reported_and_stay(tmp_path: Path) -
 
 def test_too_few_different_images_is_one_line(tmp_path: Path) -> None:
     place(tmp_path / "raw" / "image_folder", {f"{index}.png": image_bytes(70) for index in range(8)})
-    with pytest.raises(MaskDMError, match=r"0 for training and 1 held out; left out: 7 copies of held-out images \("):
+    with pytest.raises(MaskDMError, match=r"0 for training and 1 held out; left out: copies of held-out images: 7 \("):
         prepared(settings("image_folder", holdout=2), tmp_path)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from maskdm.datasets import folders
-from maskdm.datasets.prepared import LEFT_OUT_FILE, PreparedData
+from maskdm.datasets.left_out import FILE
+from maskdm.datasets.prepared import PreparedData
 from maskdm.datasets.raw import UnreadableImageError
 from maskdm.errors import MaskDMError
 from tests.raw_data import grey_levels, image_bytes, levels, place, prepared, settings
@@ -89,7 +90,7 @@ def test_a_linked_folder_on_another_disk_is_read(images: Path, tmp_path: Path) -
     data = read(tmp_path / "root", tmp_path)
     assert sorted(levels(data.images)) == list(range(8))
     assert data.info["left_out"] == {}
-    assert not (tmp_path / "prepared" / LEFT_OUT_FILE).exists()
+    assert not (tmp_path / "prepared" / FILE).exists()
 
 
 def test_a_link_to_a_sibling_is_a_second_name_whichever_comes_first(images: Path, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_names_that_were_left_out_are_listed_whole_beside_the_array(images: Path
     info = read(images, tmp_path).info
     assert info["left_out"]["second names"]["count"] == 30
     assert info["left_out"]["second names"]["first"] == [f"copy{index:02d}.png" for index in range(10)]
-    listed = (tmp_path / "prepared" / LEFT_OUT_FILE).read_text()
+    listed = (tmp_path / "prepared" / FILE).read_text()
     assert all(f"copy{index:02d}.png" in listed for index in range(30))
 
 
@@ -294,7 +295,7 @@ def test_what_lies_beside_an_archive_is_named(images: Path, tmp_path: Path) -> N
 
 def test_without_any_image_the_error_says_what_there_is(tmp_path: Path) -> None:
     place(tmp_path / "raw" / "image_folder", {"a.heic": b"", "b.heic": b""})
-    with pytest.raises(MaskDMError, match=r"no images \(2 not images \(a\.heic, b\.heic\)\); place there: "):
+    with pytest.raises(MaskDMError, match=r"no images \(not images: 2 \(a\.heic, b\.heic\)\); place there: "):
         prepared(settings("image_folder", holdout=1), tmp_path)
 
 

@@ -10,6 +10,7 @@ SECOND_NAMES = "second names"  # of a file or folder that is read under another 
 NOT_IMAGES = "not images"  # by their suffix
 HIDDEN = "hidden"  # what file managers leave behind
 COPIES = "copies of held-out images"  # the same pixels: seen in training, the image would not be held out
+FILE = "left_out.json"  # beside the prepared array: all names by reason; there is none if nothing was left out
 FIRST = 10  # names of each reason that `dataset.json` holds
 
 
@@ -50,9 +51,9 @@ class LeftOut:
 
 
 def in_words(summary: dict[str, Summary]) -> str:
-    """A line such as `1 hidden (.cache), 7 unreadable (a.png, b.png, c.png, ...)`."""
+    """A line such as `hidden: 1 (.cache/), unreadable: 7 (a.png, b.png, c.png, ...)`."""
     return ", ".join(
-        f"{part['count']} {reason} ({', '.join(map(_printable, part['first'][:3]))}{', ...' * (part['count'] > 3)})"
+        f"{reason}: {part['count']} ({', '.join(map(_printable, part['first'][:3]))}{', ...' * (part['count'] > 3)})"
         for reason, part in summary.items()
     )
 

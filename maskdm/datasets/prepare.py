@@ -14,8 +14,8 @@ from tqdm import tqdm
 from maskdm.config import Data
 from maskdm.datasets import cifar10, digits, fashion_mnist, folders
 from maskdm.datasets.duplicates import count_duplicates
-from maskdm.datasets.left_out import COPIES, in_words
-from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE, LEFT_OUT_FILE
+from maskdm.datasets.left_out import COPIES, FILE, UNREADABLE, in_words
+from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE
 from maskdm.datasets.raw import RawImages
 from maskdm.datasets.split import Image, split, split_sizes
 from maskdm.errors import MaskDMError
@@ -121,12 +121,13 @@ def _write(raw_images: RawImages, data: Data, folder: Path) -> dict[str, Any]:
         "num_classes": len(raw_images.class_names) if raw_images.class_names is not None else None,
         "class_names": raw_images.class_names,
         "sha256": _sha256(paths),
+        "skipped": left_out.names().get(UNREADABLE, []),
         "duplicates": count_duplicates(train_digests, heldout_digests) | {"left_out": left_out.count(COPIES)},
         "files_found": found,
         "left_out": left_out.summary(),
     }
     if left_out:
-        (folder / LEFT_OUT_FILE).write_text(json.dumps(left_out.names(), indent=1) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(left_out.names(), indent=1) + "\n", encoding="utf-8")
     (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     return info
 

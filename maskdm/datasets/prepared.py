@@ -13,9 +13,8 @@ from maskdm.errors import MaskDMError
 IMAGES_FILE = "images.npy"
 LABELS_FILE = "labels.npy"
 INFO_FILE = "dataset.json"
-LEFT_OUT_FILE = "left_out.json"  # every name that was left out, by reason; there is none where nothing was
 INFO_KEYS = (
-    "name", "source", "files", "train", "heldout", "shape", "num_classes", "class_names", "sha256",
+    "name", "source", "files", "train", "heldout", "shape", "num_classes", "class_names", "sha256", "skipped",
 )  # fmt: skip
 _ORDER_KEY = 1  # keeps this generator apart from others made from the same seed
 
