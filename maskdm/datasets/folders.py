@@ -1,7 +1,9 @@
 """Image folders, or archives of images, that the user has placed: any folder, and the published sets of the paper."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -81,7 +83,7 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         source=f"{'folder' if tree.path.is_dir() else 'archive'} {tree.path}",
         files=_checksums(tree, names),
         count=len(names),
-        read=lambda index: _read(tree, names[index], data),
+        read=partial(_read, tree.read, names, data),  # and not the whole tree: it may list millions of files
         labels=labels,
         class_names=class_names,
         heldout=_celeba_heldout(tree, place, names) if data.name == "celeba" else heldout,
@@ -108,9 +110,10 @@ def _only(tree: Tree, images: list[str], inside: list[str], folder: str | None) 
     return inside
 
 
-def _read(tree: Tree, name: str, data: Data) -> np.ndarray:
+def _read(read_file: Callable[[str], bytes], names: list[str], data: Data, index: int) -> np.ndarray:
+    name = names[index]
     try:
-        return square_pixels(tree.read(name), data.image_size, data.channels)
+        return square_pixels(read_file(name), data.image_size, data.channels)
     except UnidentifiedImageError:  # its text holds a memory address
         raise UnreadableImageError(name, "not an image") from None
     except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped

@@ -90,6 +90,7 @@ def _write(raw_images: RawImages, data: Data, folder: Path) -> dict[str, Any]:
     total = sum(split_sizes(raw_images, data))
     shape = [data.channels, data.image_size, data.image_size]
     paths = [folder / IMAGES_FILE]
+    train_images, heldout_images = split(raw_images, data)
     with paths[0].open("wb") as file, tqdm(total=total, desc="prepare", unit="image") as bar:
 
         def append(images: Iterable[Image]) -> tuple[list[int], bytes]:
@@ -101,7 +102,6 @@ def _write(raw_images: RawImages, data: Data, folder: Path) -> dict[str, Any]:
                 bar.update()
             return indices, bytes(digests)
 
-        train_images, heldout_images = split(raw_images, data)
         _write_header(file, 0, shape)  # NumPy leaves room in it for any count
         train, train_digests = append(train_images)
         heldout, heldout_digests = append(heldout_images)

@@ -154,8 +154,8 @@ def _entry(entry: os.DirEntry[str], name: str, is_link: bool) -> Entry:
     return Entry(status.st_size, _identity(status), is_link or entry.is_symlink())
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _identity(status: os.stat_result) -> int:
+    return status.st_dev << 64 | status.st_ino  # in one number, since there may be millions
 
 
 def _read_file(path: Path) -> bytes:
