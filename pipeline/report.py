@@ -1,10 +1,6 @@
 """DVC stage `report`: tables, figures and the answer, from the settings, the run records and the samples."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -15,7 +11,7 @@ from maskdm.analysis import arms_table, distances, heldout_losses, mask_name
 from maskdm.config import Params, effective_mask_ratio, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import reason, write_csv, write_text
+from maskdm.files import reading, write_csv, write_text
 from maskdm.records import read_records, read_step_times
 from maskdm.report import CAPTIONS, markdown
 from maskdm.units import percent
@@ -24,6 +20,7 @@ from pipeline.paths import PREPARED, ROOT, STEP_TIME
 REFERENCE = ROOT / "records" / "reference.json"
 MASKS = ROOT / "runs" / "masks.npz"
 REPORTS = ROOT / "reports"
+WRITTEN = "`dvc repro` writes it"
 PANEL = 64  # images of a sample grid
 MASKED_IMAGES = 10  # columns of the figure of the masks
 
@@ -34,7 +31,7 @@ def main() -> None:
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
         records = read_records(ROOT, ("pretrain", "finetune", "evaluate"))
-        with _reading(REFERENCE):
+        with reading(REFERENCE, WRITTEN):
             reference = json.loads(REFERENCE.read_text(encoding="utf-8"))
         times = read_step_times(STEP_TIME)
         losses = heldout_losses(params, records, times)
@@ -79,7 +76,7 @@ def read_samples(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
     panels = {}
     for arm in params.arms:
         path = ROOT / "runs" / "evaluate" / arm / "samples.npy"
-        with _reading(path):
+        with reading(path, WRITTEN):
             panels[arm] = np.load(path)[:PANEL]
     return panels | {"real, held out": data.heldout[:PANEL]}
 
@@ -91,7 +88,7 @@ def draw_masks(params: Params, data: PreparedData) -> dict[str, Figure]:
         MaskDMError: the file of masks is missing or lacks one.
     """
     kept: dict[str, np.ndarray] = {}
-    with _reading(MASKS), np.load(MASKS) as file:
+    with reading(MASKS, WRITTEN), np.load(MASKS) as file:
         masks = dict(file)
     for key, phases in params.pretrain.items():
         for index, phase in enumerate(phases):
@@ -105,16 +102,6 @@ def draw_masks(params: Params, data: PreparedData) -> dict[str, Figure]:
         return {}
     images = data.train[:MASKED_IMAGES]
     return {"masks": figures.masks(images, {title: mask[: len(images)] for title, mask in kept.items()})}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise MaskDMError(f"{path}: no such file; `dvc repro` writes it") from None
-    except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise MaskDMError(f"{path}: cannot read it: {reason(error)}") from None
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def test_the_page_says_whether_held_out_images_are_in_training(
 ) -> None:
     records = make_records(params)
     dataset = DATASET | ({"duplicates": duplicates} if duplicates else {})
-    text = report.markdown(params, Recipe.model_validate(RECIPE), dataset, records, frames(params, records)[2], [])
+    recipe, arms = Recipe.model_validate(RECIPE), frames(params, records)[2]
+    text = report.markdown(params, recipe, dataset, records, make_times(params), arms, [])
     assert says in text
 
 
