@@ -10,10 +10,10 @@ import torch
 from torch.optim import Muon
 
 from benchmarks.machine import interleaved
-from maskdm.bfloat16 import Float32Products, has_instructions
-from maskdm.compute import build_network
-from maskdm.config import load_params, load_recipe
-from maskdm.optimizers import make_optimizers
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.training.bfloat16 import Float32Products, has_instructions
+from maskdm.training.optimizers import make_optimizers
+from maskdm.training.plan import build_network
 
 ROUNDS = 15
 

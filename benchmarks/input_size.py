@@ -12,11 +12,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import kendalltau
 
 from benchmarks.machine import interleaved, matmul_gflops
-from maskdm.config import Evaluation, load_params
+from maskdm.config.params import Evaluation
+from maskdm.config.reading import load_params
 from maskdm.datasets.prepared import PreparedData
-from maskdm.extractors import Extractor, extract, load_extractor
-from maskdm.metrics import frechet_distance, statistics
-from pipeline.paths import PREPARED, ROOT
+from maskdm.evaluation.extractors import Extractor, extract, load_extractor
+from maskdm.evaluation.metrics import frechet_distance, statistics
+from maskdm.runtime.paths import PREPARED, ROOT
 
 SIZES = (32, 48, 64, 96, 128)
 SAMPLES = 1000  # images a set

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from maskdm.step_time import timed_round
+from maskdm.engine.step_time import timed_round
 
 SIDE = 1024  # of the multiplied matrices: 4 MB each
 REPEATS = 20

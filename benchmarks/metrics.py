@@ -6,7 +6,7 @@ import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from benchmarks.machine import interleaved, matmul_gflops
-from maskdm.metrics import frechet_distance, kid, neighbour_radii, precision_recall, statistics
+from maskdm.evaluation.metrics import frechet_distance, kid, neighbour_radii, precision_recall, statistics
 
 SAMPLES, REFERENCE, DIMENSIONS = 1000, 10_000, 1280  # of the default profile
 ROUNDS = 3

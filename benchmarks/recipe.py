@@ -16,20 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.distance import Distance
-from maskdm.checkpoint import fingerprint
-from maskdm.compute import plan_finetune
-from maskdm.config import Params, Recipe, load_params, load_recipe
+from maskdm.config.params import Params
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.diffusion import epsilon_loss, noise_schedule
-from maskdm.errors import exit_with_one_line
-from maskdm.files import write_atomically
-from maskdm.sampling import sample_images
-from maskdm.threads import count_cores
-from maskdm.training import PhaseTrainer, make_heldout_loss
-from maskdm.uvit import UViT
-from pipeline.paths import PREPARED, ROOT
-from pipeline.pretrain import initial_network
-from pipeline.workers import run_all
+from maskdm.engine.project import initial_network
+from maskdm.engine.workers import run_all
+from maskdm.evaluation.sampling import sample_images
+from maskdm.networks.uvit import UViT
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.files import write_atomically
+from maskdm.runtime.paths import PREPARED, ROOT
+from maskdm.runtime.threads import count_cores
+from maskdm.training.checkpoint import fingerprint
+from maskdm.training.loop import PhaseTrainer, make_heldout_loss
+from maskdm.training.objective import epsilon_loss, noise_schedule
+from maskdm.training.plan import plan_finetune
 
 WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon

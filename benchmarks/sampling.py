@@ -9,15 +9,15 @@ import argparse
 import time
 
 from benchmarks.distance import Distance
-from maskdm.checkpoint import load_snapshot
-from maskdm.config import Params, Sampling
-from maskdm.diffusion import noise_schedule
-from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.processes import ALONE
-from maskdm.sampling import sample_images
-from maskdm.uvit import UViT
-from pipeline.common import Project
-from pipeline.paths import weights_folder
+from maskdm.config.params import Params, Sampling
+from maskdm.engine.project import Project
+from maskdm.evaluation.sampling import sample_images
+from maskdm.networks.uvit import UViT
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
+from maskdm.runtime.paths import weights_folder
+from maskdm.runtime.processes import ALONE
+from maskdm.training.checkpoint import load_snapshot
+from maskdm.training.objective import noise_schedule
 
 YARDSTICK = ("ddim", 250)
 CANDIDATES = [

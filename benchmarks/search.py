@@ -16,7 +16,9 @@ import optuna
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
-from maskdm.config import MaskedPhase, Search, effective_mask_ratio, load_block
+from maskdm.config.masks import effective_mask_ratio
+from maskdm.config.params import MaskedPhase, Search
+from maskdm.config.reading import load_block
 from maskdm.search import RANDOM_TRIALS, Attempt, Grid, run_trials, suggest
 
 STUDY = Path("study/params.yaml")

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 
 import pandas as pd
 
-from maskdm.compute import PhasePlan, plan_finetune, plan_pretrain
-from maskdm.config import load_params, load_recipe
-from maskdm.device import choose_device
-from maskdm.plan import training_step
-from maskdm.threads import count_cores
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.engine.dry_run import training_step
+from maskdm.runtime.device import choose_device
+from maskdm.runtime.threads import count_cores
+from maskdm.training.plan import PhasePlan, plan_finetune, plan_pretrain
 
 SECONDS = 4.0  # of steps, for each kind of them
 SETTINGS = {

@@ -11,10 +11,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import interleaved, matmul_gflops
-from maskdm.compute import PhasePlan, build_network, plan_finetune, train_flops_per_image
-from maskdm.config import Params, PatchMask, load_params, load_recipe
-from maskdm.device import choose_device
-from maskdm.plan import training_step
+from maskdm.config.masks import PatchMask
+from maskdm.config.params import Params
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.engine.dry_run import training_step
+from maskdm.runtime.device import choose_device
+from maskdm.training.plan import PhasePlan, build_network, plan_finetune, train_flops_per_image
 
 ROUNDS = 5
 RATIOS = (0.0, 0.5, 0.75, 0.9)

@@ -1,5 +1,24 @@
-"""MaskDM: does masked pre-training make a diffusion model cheaper to train, by how much, with which mask?"""
+"""MaskDM: does masked pre-training make a diffusion model cheaper to train, by how much, with which mask?
 
-from maskdm.threads import wait_passively
+`from maskdm import UViT` gives the network: `UViT.from_pretrained(folder)` loads what a run has left.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from maskdm.runtime.threads import wait_passively
+
+if TYPE_CHECKING:
+    from maskdm.networks.uvit import UViT
+
+__all__ = ["UViT"]
 
 wait_passively()  # here: before anything of ours imports torch
+
+
+def __getattr__(name: str) -> Any:
+    """Import the network when it is asked for: torch and diffusers take seconds."""
+    if name == "UViT":
+        from maskdm.networks.uvit import UViT
+
+        return UViT
+    raise AttributeError(f"module {__name__} has no attribute {name}")

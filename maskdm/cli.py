@@ -5,9 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from maskdm.config import Params, load_params, load_recipe
-from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.files import write_atomically
+from maskdm.config.params import Params
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
+from maskdm.runtime.files import write_atomically
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
@@ -61,8 +62,8 @@ def print_plan(profile: str | None) -> None:
     """Print the dry run of a profile, or of `params.yaml`."""
     params = load_params(PARAMS if profile is None else profile_path(profile))
     recipe = load_recipe(params.recipe)
-    from maskdm.device import choose_device  # here: no other command waits for torch
-    from maskdm.plan import dry_run, table
+    from maskdm.engine.dry_run import dry_run, table
+    from maskdm.runtime.device import choose_device  # here: no other command waits for torch
 
     print(table(dry_run(params, recipe, choose_device())))
 
@@ -106,14 +107,14 @@ def run_search(large: bool, workers: int | None, join: bool) -> None:
 
 def sync() -> None:
     """Bring MLflow's store up to the record files."""
-    from maskdm import tracking
+    from maskdm.tracking import mlflow_store
 
-    print(f"{tracking.sync(Path())} runs added or completed")
+    print(f"{mlflow_store.sync(Path())} runs added or completed")
 
 
 def open_ui() -> None:
     """Replace this process by MLflow's UI."""
-    from maskdm import tracking
+    from maskdm.tracking import mlflow_store
 
-    command = tracking.ui_command(Path())
-    os.execvpe(command[0], command, tracking.ENVIRONMENT | os.environ)
+    command = mlflow_store.ui_command(Path())
+    os.execvpe(command[0], command, mlflow_store.ENVIRONMENT | os.environ)

@@ -25,20 +25,10 @@ from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_h
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from maskdm.analysis import mask_name
-from maskdm.config import (
-    BlockMask,
-    CropMask,
-    Mask,
-    MaskedPhase,
-    PatchMask,
-    Phase,
-    Search,
-    SearchSpace,
-    effective_mask_ratio,
-)
-from maskdm.errors import DivergedError, MaskDMError, StoppedEarly
-from maskdm.files import sqlite_url
+from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio, mask_name
+from maskdm.config.params import MaskedPhase, Phase, Search, SearchSpace
+from maskdm.runtime.errors import DivergedError, MaskDMError, StoppedEarly
+from maskdm.runtime.files import sqlite_url
 
 Grid = tuple[int, int]
 

@@ -2,13 +2,13 @@
 
 import sys
 
-from maskdm.checkpoint import load_checkpoint, load_snapshot
-from maskdm.compute import plan_finetune
-from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.processes import started_processes
-from pipeline.common import Project, chosen_key
-from pipeline.paths import state_file, weights_folder
-from pipeline.training import run_stage
+from maskdm.engine.project import Project, chosen_key
+from maskdm.engine.train import run_stage
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
+from maskdm.runtime.paths import state_file, weights_folder
+from maskdm.runtime.processes import started_processes
+from maskdm.training.checkpoint import load_checkpoint, load_snapshot
+from maskdm.training.plan import plan_finetune
 
 
 def main() -> None:

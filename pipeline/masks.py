@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
-from maskdm.config import Mask, load_params
-from maskdm.errors import exit_with_one_line
-from maskdm.files import write_atomically
-from maskdm.masking import draw_ids_keep
-from maskdm.seeding import generator
-from pipeline.paths import ROOT
+from maskdm.config.masks import Mask
+from maskdm.config.reading import load_params
+from maskdm.methods.masks import draw_ids_keep
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.files import write_atomically
+from maskdm.runtime.paths import ROOT
+from maskdm.runtime.seeding import generator
 
 OUT = ROOT / "runs" / "masks.npz"
 COUNT = 16

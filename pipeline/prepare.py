@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from maskdm.config import Data, load_params
+from maskdm.config.params import Data
+from maskdm.config.reading import load_params
 from maskdm.datasets.left_out import FILE, in_words
 from maskdm.datasets.prepare import prepare
-from maskdm.errors import exit_with_one_line
-from maskdm.files import expanded
-from pipeline.paths import PREPARED, ROOT, own_project
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.files import expanded
+from maskdm.runtime.paths import PREPARED, ROOT, own_project
 
 
 def main() -> None:

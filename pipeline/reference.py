@@ -5,14 +5,14 @@ The floor is what the metrics give for other real images: as many as an evaluati
 
 import json
 
-from maskdm.config import load_params
+from maskdm.config.reading import load_params
 from maskdm.datasets.prepared import PreparedData
-from maskdm.device import choose_device
-from maskdm.errors import exit_with_one_line
-from maskdm.extractors import extract, load_extractor
-from maskdm.files import write_atomically
-from maskdm.metrics import build_reference, check_reference, floor, floor_images
-from pipeline.paths import PREPARED, REFERENCE, ROOT
+from maskdm.evaluation.extractors import extract, load_extractor
+from maskdm.evaluation.metrics import build_reference, check_reference, floor, floor_images
+from maskdm.runtime.device import choose_device
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.files import write_atomically
+from maskdm.runtime.paths import PREPARED, REFERENCE, ROOT
 
 RECORD = ROOT / "records" / "reference.json"
 

@@ -4,19 +4,15 @@ python -m pipeline.search_report [--large]
 """
 
 import argparse
-from pathlib import Path
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from maskdm import figures, search_figures
-from maskdm.config import Params
-from maskdm.errors import exit_with_one_line
-from maskdm.files import reading, write_csv, write_text
-from maskdm.records import read_records
-from maskdm.search_report import confirmation, markdown
-from pipeline.paths import ROOT
-from pipeline.searches import LARGE, SMALL
+from maskdm.engine.searching import LARGE, SMALL
+from maskdm.reporting import figures
+from maskdm.reporting.search import draw, read_table
+from maskdm.reporting.search_page import confirmation, markdown
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.files import reading, write_csv, write_text
+from maskdm.runtime.paths import ROOT
+from maskdm.tracking.records import read_records
 
 
 def main() -> None:
@@ -37,28 +33,6 @@ def main() -> None:
             figures.save(figure, reports / name)
         write_csv(reports / "confirmation.csv", confirmed)
         write_text(reports / "search.md", markdown(params, trials, confirmed, best, list(drawn)))
-
-
-def draw(params: Params, trials: pd.DataFrame, curves: pd.DataFrame, importances: pd.DataFrame) -> dict[str, Figure]:
-    """The figures by name, in the order of the page."""
-    flops = params.search.train_flops
-    with figures.style():
-        return {
-            "history": search_figures.history(trials, flops),
-            "front": search_figures.front(trials, curves, flops),
-            "importance": search_figures.importance(importances),
-            "parallel_coordinates": search_figures.parallel_coordinates(trials),
-        }
-
-
-def read_table(path: Path, stage: str) -> pd.DataFrame:
-    """A table that `stage` writes.
-
-    Raises:
-        MaskDMError: it is missing, or is none.
-    """
-    with reading(path, f"the stage {stage} writes it"):
-        return pd.read_csv(path)
 
 
 if __name__ == "__main__":

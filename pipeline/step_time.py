@@ -3,19 +3,12 @@
 python -m pipeline.launch step_time
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from maskdm.compute import PhasePlan
-from maskdm.config import Params, Recipe, load_params, load_recipe
-from maskdm.device import choose_device
-from maskdm.errors import exit_with_one_line
-from maskdm.plan import arm_plans
-from maskdm.processes import Processes, started_processes
-from maskdm.records import StepTimes, git_state, hardware, write_step_times
-from maskdm.step_time import seconds_a_step
-from pipeline.common import now
-from pipeline.paths import ROOT, STEP_TIME
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.engine.step_time import write_times
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.paths import ROOT, STEP_TIME
+from maskdm.runtime.processes import started_processes
+from maskdm.training.plan import arm_plans
 
 
 def main() -> None:
@@ -25,17 +18,6 @@ def main() -> None:
         recipe = load_recipe(params.recipe, ROOT)
         arms = {arm: arm_plans(params, recipe, arm) for arm in params.arms}
         write_times(STEP_TIME, params, recipe, arms, processes)
-
-
-def write_times(
-    path: Path, params: Params, recipe: Recipe, arms: Mapping[str, tuple[PhasePlan, ...]], processes: Processes
-) -> None:
-    """Time the steps of all phases of `arms`, and let the main process write what came out."""
-    started_at, device = now(), choose_device()
-    seconds, spread = seconds_a_step(params, recipe, arms, device, processes)
-    if processes.is_main:
-        times = StepTimes(started_at, git_state(ROOT), hardware(device, processes.count), seconds, spread)
-        write_step_times(path, times)
 
 
 if __name__ == "__main__":

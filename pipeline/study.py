@@ -6,42 +6,16 @@ A trial that is recorded, in this part or in another one, is not trained again; 
 """
 
 import argparse
-from dataclasses import dataclass, replace
 
-from maskdm.config import load_block
-from maskdm.errors import MaskDMError, exit_with_one_line
-from maskdm.processes import ALONE
-from maskdm.records import Machine, Record, read_records, remove_records, write_record
-from maskdm.study import Part, Parts
-from pipeline.common import Project
-from pipeline.paths import ROOT, STUDY
-from pipeline.trial import run_trial, trial_identity, trial_params
-from pipeline.workers import add_workers, count_workers, run_all
-
-
-@dataclass(frozen=True)
-class Task:
-    """One trial of a part."""
-
-    part: str
-    arm: str
-    seed: int
-    settings: Part
-
-    @property
-    def key(self) -> str:
-        """Of its record."""
-        return f"{self.part}/{self.arm}-{self.seed}"
-
-    def project(self, project: Project) -> Project:
-        """The project with this trial's settings."""
-        part = self.settings
-        heldout = project.params.heldout.model_copy(update={"points": part.heldout_points})
-        settings = project.params.model_copy(update={"heldout": heldout})
-        params = trial_params(
-            settings, self.arm, part.arms[self.arm], part.finetune, self.seed, part.train_flops, part.snapshots
-        )
-        return replace(project, params=params)
+from maskdm.config.reading import load_block
+from maskdm.config.study import Parts
+from maskdm.engine.project import Project
+from maskdm.engine.study import Task, keep_known, run
+from maskdm.engine.workers import add_workers, count_workers, run_all
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
+from maskdm.runtime.paths import ROOT, STUDY
+from maskdm.runtime.processes import ALONE
+from maskdm.tracking.records import remove_records
 
 
 def main() -> None:
@@ -61,29 +35,6 @@ def main() -> None:
         for _ in run_all(run, missing, workers, unit="trial"):
             pass
         remove_records(ROOT, "study", {task.key for task in tasks}, under=chosen.part)  # of arms that it had
-
-
-def keep_known(project: Project, tasks: list[Task]) -> list[Task]:
-    """Take over what is recorded of the tasks, under whatever name; returns those that are not."""
-    known: dict[str, tuple[Record, Machine]] = {
-        record.identity: (record, machine) for record, machine in read_records(ROOT, ("study",)) if machine
-    }
-    missing = []
-    for task in tasks:
-        identity = trial_identity(task.project(project), judged=True)
-        if identity not in known:
-            missing.append(task)
-            continue
-        record, machine = known[identity]
-        if record.key != task.key:
-            params = record.params | {"arm": task.arm}
-            write_record(ROOT, replace(record, key=task.key, arm=task.arm, params=params), machine)
-    return missing
-
-
-def run(task: Task) -> None:
-    """Train and judge one trial, in a process of its own."""
-    run_trial(task.project(Project.open(ALONE)), "study", task.key, judged=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ python -m pipeline.study_step_time
 One process times them, with the whole machine or one GPU.
 """
 
-from maskdm.config import load_block, load_params, load_recipe
-from maskdm.errors import exit_with_one_line
-from maskdm.plan import arm_plans
-from maskdm.processes import ALONE
-from maskdm.study import Parts
-from pipeline.paths import ROOT, STUDY, STUDY_STEP_TIME
-from pipeline.step_time import write_times
+from maskdm.config.reading import load_block, load_params, load_recipe
+from maskdm.config.study import Parts
+from maskdm.engine.step_time import write_times
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.paths import ROOT, STUDY, STUDY_STEP_TIME
+from maskdm.runtime.processes import ALONE
+from maskdm.training.plan import arm_plans
 
 
 def main() -> None:

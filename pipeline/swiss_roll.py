@@ -4,36 +4,23 @@ The samples of an arm are kept in the work folder as soon as they are drawn and 
 training at most and an edit of the figures none.
 """
 
-from pathlib import Path
 from typing import get_args
 
-import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from maskdm import figures, swiss_roll_figures
-from maskdm.analysis import FLOOR
-from maskdm.bfloat16 import quick_products
-from maskdm.checkpoint import fingerprint
-from maskdm.errors import exit_with_one_line
-from maskdm.files import reading, write_atomically, write_csv
 from maskdm.numerics import NUMERICS
-from maskdm.progress import bar_interval
-from maskdm.seeding import generator
-from maskdm.swiss_roll import SwissRoll, draw_points, even_points, load_settings, sliced_wasserstein
-from maskdm.swiss_roll_figures import Panel
-from maskdm.swiss_roll_training import (
-    ALONE,
+from maskdm.reporting import figures
+from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.files import write_csv
+from maskdm.runtime.paths import ROOT, STUDY, STUDY_REPORTS
+from maskdm.swiss_roll import figures as swiss_roll_figures
+from maskdm.swiss_roll.data import load_settings
+from maskdm.swiss_roll.experiment import draw_samples, kept, measure
+from maskdm.swiss_roll.training import (
     Arm,
     Samples,
-    pretrain_flops,
-    step_flops,
-    steps_at_equal_compute,
-    train_arm,
 )
-from pipeline.paths import ROOT, STUDY, STUDY_REPORTS
+from maskdm.training.checkpoint import fingerprint
 
 TRUE_POINTS = 5_000  # evenly spaced, so that they add no chance of their own to a distance
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -60,55 +47,6 @@ def main() -> None:
         for name, figure in drawn.items():
             figures.save(figure, STUDY_REPORTS / name)
         write_csv(STUDY_REPORTS / "swiss_roll.csv", measured)
-
-
-def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:
-    """The samples of one arm and seed, from `work` if an earlier run left them there."""
-    path = work / f"{arm}-{seed}.npz"
-    if not path.is_file():
-        last = settings.finetune_steps[-1]
-        steps = settings.pretrain_steps + last if arm == "pretrained" else steps_at_equal_compute(settings)[-1]
-        bar = tqdm(total=steps, desc=f"{arm}, seed {seed}", unit="step", mininterval=bar_interval())
-        with bar, quick_products(torch.device("cpu")):
-            samples = train_arm(settings, arm, seed, bar.update)
-        write_atomically(path, lambda file: np.savez(file, **samples))  # type: ignore[arg-type]  # numpy's own stub errs
-    with reading(path, "delete it, and the same command trains it again"), np.load(path) as file:
-        return dict(file)
-
-
-def measure(settings: SwissRoll, runs: Runs) -> pd.DataFrame:
-    """The distance of every look at every seed, and the floor: that of as many true points."""
-    true = even_points(TRUE_POINTS).numpy()
-    start, step_cost = pretrain_flops(settings), step_flops(settings, num_tokens=2)
-    rows: list[Row] = []
-    for (arm, seed), samples in runs.items():
-        before = start if arm == "pretrained" else 0.0
-        for name, points in samples.items():
-            step = 0 if name == ALONE else int(name)
-            distance = sliced_wasserstein(points, true)
-            rows.append((ALONE if name == ALONE else arm, seed, step, before + step * step_cost, distance))
-    for seed in range(settings.seeds):
-        points = draw_points(settings.samples, generator("cpu", seed, "floor")).numpy()
-        rows.append((FLOOR, seed, None, None, sliced_wasserstein(points, true)))
-    columns = ["arm", "seed", "step", "train_flops", "sliced_wasserstein"]
-    return pd.DataFrame(rows, columns=columns).astype({"step": "Int64"})
-
-
-def draw_samples(settings: SwissRoll, runs: Runs, measured: pd.DataFrame) -> Figure:
-    """The figure of the first seed's samples: the two arms at equal steps, and scratch again at equal compute."""
-    first = measured[measured["seed"] == 0].set_index(["arm", "step"])["sliced_wasserstein"]
-
-    def panel(arm: Arm, step: int) -> Panel:
-        return Panel(f"step {step}", runs[arm, 0][str(step)], first[arm, step])
-
-    alone = Panel("x and y apart", runs["pretrained", 0][ALONE], first[ALONE, 0])
-    steps, matched = settings.finetune_steps, steps_at_equal_compute(settings)
-    rows: dict[str, list[Panel | None]] = {
-        "pre-trained": [alone, *(panel("pretrained", step) for step in steps)],
-        "scratch,\nsame steps": [None, *(panel("scratch", step) for step in steps)],
-        "scratch,\nsame compute": [None, *(panel("scratch", step) for step in matched)],
-    }
-    return swiss_roll_figures.samples(rows, even_points(500).numpy(), float(first[FLOOR].iloc[0]))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from maskdm import analysis
-from maskdm.config import Params
-from maskdm.records import Machine, Record, StepTimes, write_record, write_step_times
+from maskdm.config.params import Params
+from maskdm.reporting import analysis
+from maskdm.tracking.records import Machine, Record, StepTimes, write_record, write_step_times
 from tests.conftest import PARAMS
+from tests.imports import PROJECT
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 36e12
 POINTS = 40  # measurements of an arm, evenly spaced, a step each
 SPEED = 80e9  # FLOPs a second
@@ -227,6 +227,6 @@ def write_project(root: Path, params: dict[str, Any], records: analysis.Records)
 
 
 def run_stage(root: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "pipeline.report"]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

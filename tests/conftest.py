@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from maskdm.config import Params, Recipe
+from maskdm.config.params import Params
+from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.uvit import UViT
+from maskdm.networks.uvit import UViT
 
 torch.set_num_threads(1)  # networks this small get no faster with two, and much slower on a busy machine
 

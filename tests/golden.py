@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskdm.checkpoint import network_sha256
-from maskdm.compute import build_network, plan_finetune, plan_pretrain
-from maskdm.config import Params, Recipe
-from maskdm.diffusion import noise_schedule
-from maskdm.metrics import Reference, ReferenceKey, compare
+from maskdm.config.params import Params
+from maskdm.config.recipe import Recipe
+from maskdm.engine.project import Project
+from maskdm.engine.train import train_phases
+from maskdm.evaluation.metrics import Reference, ReferenceKey, compare
+from maskdm.evaluation.sampling import sample_images
 from maskdm.numerics import NUMERICS
-from maskdm.processes import ALONE
-from maskdm.sampling import sample_images
-from pipeline.common import Project
-from pipeline.training import train_phases
+from maskdm.runtime.processes import ALONE
+from maskdm.training.checkpoint import network_sha256
+from maskdm.training.objective import noise_schedule
+from maskdm.training.plan import build_network, plan_finetune, plan_pretrain
 from tests.conftest import PARAMS, RECIPE, make_data
 
 FILE = Path(__file__).with_name("golden.json")

@@ -48,3 +48,9 @@ def closure(path: Path, without: frozenset[str] = frozenset()) -> set[Path]:
         seen.add(file)
         pending += project_imports(file)
     return seen
+
+
+def room(path: Path) -> str:
+    """Where a file lives: its folder in `maskdm/`, or the file itself where it stands alone."""
+    parts = path.relative_to(PROJECT).parts
+    return "/".join(parts[:2])

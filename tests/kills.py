@@ -29,7 +29,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from maskdm.tracking import ENVIRONMENT as MLFLOW_SETTINGS
+from maskdm.tracking.mlflow_store import ENVIRONMENT as MLFLOW_SETTINGS
 from tests.toy import ENVIRONMENT, write_params
 from tests.workspace import PROJECT, make_workspace
 
@@ -147,7 +147,7 @@ def make_project(folder: Path, **settings: Any) -> None:
     """
     make_workspace(folder, "smoke")
     write_params(folder, **settings)
-    path = folder / "maskdm" / "training.py"
+    path = folder / "maskdm" / "training" / "loop.py"
     code = path.read_text()
     assert code.count(USUAL) == 1, f"{path}: no {USUAL}"
     path.write_text(code.replace(USUAL, OFTEN))

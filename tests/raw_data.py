@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
 

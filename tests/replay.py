@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskdm.compute import build_network, plan_pretrain
-from maskdm.config import Params, Recipe
+from maskdm.config.params import Params
+from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.diffusion import noise_schedule
-from maskdm.processes import Processes, started_processes
-from maskdm.sampling import sample_images
-from maskdm.training import LogHistory, PhaseTrainer, make_heldout_loss
+from maskdm.evaluation.sampling import sample_images
+from maskdm.runtime.processes import Processes, started_processes
+from maskdm.training.loop import LogHistory, PhaseTrainer, make_heldout_loss
+from maskdm.training.objective import noise_schedule
+from maskdm.training.plan import build_network, plan_pretrain
 from tests.conftest import PARAMS, RECIPE, make_data
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

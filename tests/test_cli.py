@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from maskdm import cli
-
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.imports import PROJECT
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def test_an_unknown_profile_is_one_line_with_the_known_ones(
 def test_the_plan_names_every_phase_and_trains_nothing(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("maskdm.plan.BURST_SECONDS", 0.1)
+    monkeypatch.setattr("maskdm.engine.dry_run.BURST_SECONDS", 0.1)
     run(monkeypatch, "plan", "smoke")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     phases = [line[:2] for line in lines[1:-1]]

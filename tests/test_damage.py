@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from maskdm import tracking
-from maskdm.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 from maskdm.datasets.prepared import PreparedData
-from maskdm.errors import MaskDMError
-from maskdm.metrics import Reference, ReferenceKey, load_reference
-from maskdm.records import Machine, Record, read_records, write_record
-from maskdm.uvit import UViT
-from pipeline.evaluate import cached
-from pipeline.search_report import read_table
+from maskdm.engine.judge import cached
+from maskdm.evaluation.metrics import Reference, ReferenceKey, load_reference
+from maskdm.networks.uvit import UViT
+from maskdm.reporting.search import read_table
+from maskdm.runtime.errors import MaskDMError
+from maskdm.tracking import mlflow_store
+from maskdm.tracking.records import Machine, Record, read_records, write_record
+from maskdm.training.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 
 CPU = torch.device("cpu")
 KEY = ReferenceKey("0" * 64, "effnet_lite0", "0" * 64, 32, 8, 3)
@@ -80,7 +80,7 @@ FILES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]]
         lambda folder: cached(folder / "0.5.json", lambda: pytest.fail("it is there")),
         "delete it",
     ),
-    "mlflow.db": (tracking.Store, tracking.sync, "delete it"),
+    "mlflow.db": (mlflow_store.Store, mlflow_store.sync, "delete it"),
     "trials.csv": (
         lambda folder: (folder / "trials.csv").write_text("trial,state\n0,complete\n"),
         lambda folder: read_table(folder / "trials.csv", "search"),

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from maskdm.compute import plan_finetune
-from maskdm.config import load_params, load_recipe
+from maskdm.config.reading import load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.datasets.raw import RawImages
 from maskdm.datasets.split import split_sizes
-from maskdm.metrics import check_reference, floor_counts
-from maskdm.processes import ALONE
-from pipeline.common import Project
-from pipeline.search import check
+from maskdm.engine.project import Project
+from maskdm.engine.searching import check
+from maskdm.evaluation.metrics import check_reference, floor_counts
+from maskdm.runtime.processes import ALONE
+from maskdm.training.plan import plan_finetune
 from tests.imports import PROJECT
 
 # What the published data sets hold: training images, and those of a held-out split of their own.

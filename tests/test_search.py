@@ -25,10 +25,11 @@ from optuna.trial import FixedTrial
 from ruamel.yaml import YAML
 
 import maskdm.search
-from maskdm.compute import plan_finetune, plan_pretrain
-from maskdm.config import BUDGET_TOLERANCE, Params, Search, SearchSpace, load_params, load_recipe, read_yaml
-from maskdm.errors import DivergedError, MaskDMError
-from maskdm.records import read_records
+from maskdm.config.params import BUDGET_TOLERANCE, Params, Search, SearchSpace
+from maskdm.config.reading import load_params, load_recipe, read_yaml
+from maskdm.engine.searching import wait_for
+from maskdm.engine.trial import trial_params
+from maskdm.runtime.errors import DivergedError, MaskDMError
 from maskdm.search import (
     Attempt,
     best_trials,
@@ -45,8 +46,8 @@ from maskdm.search import (
     suggest,
     trials_frame,
 )
-from pipeline.search import wait_for
-from pipeline.trial import trial_params
+from maskdm.tracking.records import read_records
+from maskdm.training.plan import plan_finetune, plan_pretrain
 from tests.conftest import PARAMS
 from tests.imports import PROJECT
 from tests.kills import tracked

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.raw import RawImages, raw_place, require_shape
 from maskdm.datasets.trees import Tree, open_tree
-from maskdm.errors import MaskDMError
-from maskdm.files import file_sha256
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import file_sha256
 
 TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
 HELDOUT_FILES = ["test_batch"]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.raw import RawImages, require_shape
-from maskdm.errors import MaskDMError
+from maskdm.runtime.errors import MaskDMError
 
 
 def load(data: Data, raw: Path, scratch: Path) -> RawImages:

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.raw import RawImages, raw_place, require_shape
-from maskdm.errors import MaskDMError
+from maskdm.runtime.errors import MaskDMError
 
 # SHA-256 of what the gzip files hold. The files themselves differ in their gzip header: Debian strips the name and
 # the time that the official ones carry, the compressed data behind it is the same.

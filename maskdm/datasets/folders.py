@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.images import is_image, square_pixels
 from maskdm.datasets.layout import Layout
 from maskdm.datasets.left_out import NOT_IMAGES, in_words
 from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
 from maskdm.datasets.trees import Tree, open_tree
-from maskdm.errors import MaskDMError
-from maskdm.files import file_sha256, reason
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import file_sha256, reason
 
 PARTITION_FILE = "list_eval_partition.txt"  # CelebA's: a line an image, 0 training, 1 validation, 2 test
 

@@ -4,7 +4,7 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import Self
 
-from maskdm.errors import MaskDMError
+from maskdm.runtime.errors import MaskDMError
 
 TRAIN = "train"
 HELDOUT = ("test", "val", "valid", "validation")

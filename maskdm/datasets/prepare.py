@@ -11,15 +11,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets import cifar10, digits, fashion_mnist, folders
 from maskdm.datasets.duplicates import count_duplicates
 from maskdm.datasets.left_out import COPIES, FILE, UNREADABLE, in_words
 from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE
 from maskdm.datasets.raw import RawImages
 from maskdm.datasets.split import Image, split, split_sizes
-from maskdm.errors import MaskDMError
-from maskdm.files import expanded
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import expanded
 
 LOADERS: dict[str, Callable[[Data, Path, Path], RawImages]] = {
     "fashion_mnist": fashion_mnist.load,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskdm.errors import MaskDMError
+from maskdm.runtime.errors import MaskDMError
 
 IMAGES_FILE = "images.npy"
 LABELS_FILE = "labels.npy"

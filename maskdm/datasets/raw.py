@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.left_out import LeftOut
-from maskdm.errors import MaskDMError
-from maskdm.files import expanded
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import expanded
 
 
 class UnreadableImageError(Exception):

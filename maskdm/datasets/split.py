@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from maskdm.config import Data
+from maskdm.config.params import Data
 from maskdm.datasets.duplicates import pixel_digest
 from maskdm.datasets.left_out import COPIES, UNREADABLE
 from maskdm.datasets.raw import RawImages, UnreadableImageError
-from maskdm.errors import MaskDMError
+from maskdm.runtime.errors import MaskDMError
 
 SPLIT_SEED = 0  # of the one shuffle that decides which images are held out and which a smaller training set keeps
 

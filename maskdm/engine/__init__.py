@@ -1,0 +1,1 @@
+"""What runs a trial, a stage, and many of them."""

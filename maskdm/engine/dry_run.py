@@ -1,0 +1,146 @@
+"""The dry run: what a profile will train, what it will spend, and about how long that takes on this machine."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from maskdm.config.params import Params
+from maskdm.config.recipe import Recipe
+from maskdm.datasets.prepared import PreparedData
+from maskdm.runtime.processes import ALONE, Processes
+from maskdm.training.bfloat16 import quick_products
+from maskdm.training.loop import PhaseTrainer
+from maskdm.training.objective import noise_schedule
+from maskdm.training.plan import PhasePlan, arm_plans, build_network
+
+BURST_SECONDS = 2.0  # how long a phase is measured
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """One line of the dry run."""
+
+    arm: str
+    plan: PhasePlan
+    seconds: float  # estimated
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of this phase alone."""
+        return self.plan.train_flops(self.plan.steps) - self.plan.start_flops
+
+
+def dry_run(params: Params, recipe: Recipe, device: torch.device) -> list[PlannedPhase]:
+    """Every phase of every arm with the time it will take, from a burst of real training steps of each kind."""
+    rates: dict[tuple[object, ...], float] = {}
+    phases = []
+    for arm in params.arms:
+        for plan in arm_plans(params, recipe, arm):
+            kind = (plan.mask, plan.batch_size)
+            if kind not in rates:
+                rates[kind] = measure_rate(params, recipe, plan, device)
+            flops = plan.train_flops(plan.steps) - plan.start_flops
+            phases.append(PlannedPhase(arm, plan, flops / rates[kind]))
+    return phases
+
+
+def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
+    """FLOP/s of the phase's training step on random images, for about `BURST_SECONDS`.
+
+    The batch grows from one image to the phase's, and stops growing where one step alone takes the burst's time: a
+    machine that could never hold the whole batch still gets an estimate.
+    """
+    batch_size, rate = 1, 0.0
+    while True:
+        part = dataclasses.replace(plan, batch_size=batch_size)
+        took = _seconds_a_step(params, recipe, part, device)
+        rate = part.step_flops / took
+        if batch_size == plan.batch_size or took > BURST_SECONDS / 4:
+            return rate
+        batch_size = min(plan.batch_size, 4 * batch_size)
+
+
+def table(phases: list[PlannedPhase]) -> str:
+    """The dry run as text, one line a phase and one for each arm's total."""
+    columns = "{:<16}{:<10}{:<22}{:>9}{:>8}{:>12}{:>12}{:>10}"
+    lines = [columns.format("arm", "phase", "mask (effective)", "batch", "steps", "images", "FLOPs", "time")]
+    for arm in dict.fromkeys(phase.arm for phase in phases):
+        own = [phase for phase in phases if phase.arm == arm]
+        lines += [columns.format(*_cells(phase)) for phase in own]
+        images = sum(p.plan.steps * p.plan.batch_size for p in own)
+        flops, seconds = sum(p.flops for p in own), sum(p.seconds for p in own)
+        lines.append(columns.format(arm, "total", "", "", "", f"{images:,}", f"{flops:.4g}", _duration(seconds)))
+    total = _duration(sum(phase.seconds for phase in phases))
+    lines.append(f"all arms: about {total} of training on this machine; measuring and evaluation come on top")
+    return "\n".join(lines)
+
+
+def _cells(phase: PlannedPhase) -> tuple[object, ...]:
+    plan = phase.plan
+    mask = f"{plan.mask.strategy} ({plan.effective_mask_ratio:.1%})" if plan.mask else "none"
+    images = plan.steps * plan.batch_size
+    return (
+        *(phase.arm, plan.stage, mask, plan.batch_size, plan.steps),
+        *(f"{images:,}", f"{phase.flops:.4g}", _duration(phase.seconds)),
+    )
+
+
+def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
+    """The fastest of a few training steps, the first one not counted."""
+    step = training_step(params, recipe, plan, device)
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 2 or (time.perf_counter() - started < BURST_SECONDS / 2 and len(times) < 20):
+        before = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - before)
+    return min(times[1:])
+
+
+def training_step(
+    params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device, processes: Processes = ALONE
+) -> Callable[[], None]:
+    """A call that makes one more real step of the phase, always on the same random images, and waits for its end.
+
+    Raises:
+        MaskDMError: the batch has fewer images than there are processes to share it.
+    """
+    network = build_network(params.model, params.data, num_classes=10).to(device)
+    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    share = processes.share(plan.batch_size, "batch_size")
+    shape = (share.stop - share.start, params.data.channels, params.data.image_size, params.data.image_size)
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    labels = torch.zeros(len(images), dtype=torch.long) if network.num_classes else None
+    unread = PreparedData(images.numpy(), None, {})  # the step is handed its batch, and nothing is saved
+    trainer = PhaseTrainer(
+        network,
+        schedule,
+        unread,
+        plan,
+        heldout_loss=lambda _: 0.0,
+        seed=params.seed,
+        folder=Path(),
+        log=lambda _: None,
+        processes=processes,
+    )
+
+    def step() -> None:
+        with quick_products(device):
+            trainer.train_step(images, labels)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d} h"
+    return f"{hours}:{minutes:02d}:{rest:02d}"

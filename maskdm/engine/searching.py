@@ -1,0 +1,305 @@
+"""DVC stages `search` and `large_search`: which pre-training is best at equal compute, and whether that holds.
+
+python -m pipeline.search [--large] [--workers N] [--join]
+
+Workers are processes of one GPU, or of some cores, each. They train the trials, then the best of them, the paper's
+default and scratch with seeds that the search never saw. The same command goes on after a kill, and does nothing that
+is done. MASKDM_SEARCH_STORAGE names a database in which several machines share the study; --join works and leaves the
+results to the stage.
+"""
+
+import os
+import signal
+from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from maskdm.config.params import BUDGET_TOLERANCE, MaskedPhase, Params
+from maskdm.config.params import Search as SearchSettings
+from maskdm.config.reading import load_block, load_params
+from maskdm.engine.project import Project, identity
+from maskdm.engine.trial import run_trial, trial_identity, trial_params
+from maskdm.engine.workers import end_with_parent, visible_gpus
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
+from maskdm.runtime.files import write_atomically, write_csv
+from maskdm.runtime.paths import ROOT, STUDY, STUDY_REPORTS
+from maskdm.runtime.processes import ALONE
+from maskdm.runtime.progress import bar_interval
+from maskdm.runtime.threads import count_cores
+from maskdm.search import (
+    DRAWING,
+    Attempt,
+    best_trials,
+    curves_frame,
+    feasible_masks,
+    finished_trials,
+    first_trials,
+    importance_frame,
+    one_line_failures,
+    open_storage,
+    open_study,
+    paper_phases,
+    phases_of,
+    run_trials,
+    trials_frame,
+)
+from maskdm.tracking.records import Record, Stage, read_record, remove_records
+from maskdm.training.loop import Row
+from maskdm.training.plan import plan_finetune
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
+POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
+POLL_SECONDS = 1.0
+BEST = "searched"  # the arm in best.yaml
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search has its settings and leaves its results."""
+
+    stage: Stage  # DVC's, and that of its records
+    settings: Path  # the file whose block `search` it is
+    reports: Path
+
+    def params(self) -> Params:
+        """The settings of `params.yaml`, with this search's block.
+
+        Raises:
+            MaskDMError: a file is missing, or a setting is not usable.
+        """
+        search = load_block(SearchSettings, "search", self.settings)
+        return load_params(ROOT / "params.yaml").model_copy(update={"search": search})
+
+
+SMALL = Place("search", ROOT / "params.yaml", ROOT / "reports" / "search")
+LARGE = Place("large_search", STUDY, STUDY_REPORTS / "search")
+
+
+@dataclass(frozen=True)
+class Search:
+    """The opened project and the study in it."""
+
+    place: Place
+    project: Project  # its settings measure the held-out loss `POINTS` times
+    identity: str  # of the study: more trials, or other seeds to confirm with, are the same one
+
+    @classmethod
+    def open(cls, place: Place) -> "Search":
+        """Read the settings and check that they can be searched.
+
+        Raises:
+            MaskDMError: a setting or the data is not usable.
+        """
+        params = place.params()
+        heldout = params.heldout.model_copy(update={"points": POINTS})
+        params = params.model_copy(update={"heldout": heldout})
+        project = replace(Project.open(ALONE), params=params)
+        check(project)
+        settings = params.model_dump(include={"seed", "model", "heldout"}, exclude_defaults=True)
+        settings |= params.search.model_dump(
+            include={"train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
+        )
+        return cls(place, project, identity(project, place.stage, DRAWING, settings, project.recipe.model_dump()))
+
+    @property
+    def folder(self) -> Path:
+        """Where the study is, without a server. It stays, so that more trials go on from it."""
+        return ROOT / "work" / "search" / self.identity
+
+    def study(self) -> "Study":
+        """The study, whose trials the workers share."""
+        storage = open_storage(storage_url(), self.folder)
+        return open_study(storage, f"maskdm-{self.identity}", self.project.params.search.trials)
+
+    def arm(self, name: str, pretrain: tuple[MaskedPhase, ...], seed: int) -> Project:
+        """The project with one arm of the search's compute."""
+        params, settings = self.project.params, self.project.params.search
+        changed = trial_params(params, name, pretrain, settings.finetune, seed, settings.train_flops)
+        return replace(self.project, params=changed)
+
+    def confirmations(self, study: "Study") -> dict[str, Project]:
+        """The runs that confirm the result, by the key of their record: no seed of them is the search's."""
+        params, settings = self.project.params, self.project.params.search
+        arms = {
+            f"trial{trial.number}": phases_of(trial, settings.space, params.grid)
+            for trial in best_trials(study, settings.confirm)
+        }
+        arms |= {"paper": paper_phases(settings.space, params.grid, settings.finetune), "scratch": ()}
+        return {
+            f"confirm/{name}-seed{seed}": self.arm(name, phases, seed)
+            for name, phases in arms.items()
+            for seed in settings.confirm_seeds
+        }
+
+
+def storage_url() -> str | None:
+    """The database that several machines share; None: there is none."""
+    return os.environ.get(VARIABLE) or None
+
+
+def check(project: Project) -> None:
+    """Refuse settings with which no search is fair.
+
+    Raises:
+        MaskDMError: no mask fits, a confirming seed is the search's own, or whole steps cannot meet the compute.
+    """
+    params, settings = project.params, project.params.search
+    if not feasible_masks(settings.space, params.grid):
+        raise MaskDMError(f"search.space: none of its masks fits the {params.grid[0]}x{params.grid[1]} token grid")
+    if params.seed in settings.confirm_seeds:
+        raise MaskDMError(f"search.confirm_seeds: {params.seed} is the search's own seed; allowed: others")
+    step = dense_step_flops(params, project)
+    if step / 2 > BUDGET_TOLERANCE / 2 * settings.train_flops:
+        raise MaskDMError(
+            f"search.train_flops={settings.train_flops:.3g}: a step of fine-tuning is {step:.3g}, too long to meet it "
+            f"to {BUDGET_TOLERANCE / 2:.2%}; allowed: from {step / BUDGET_TOLERANCE:.3g}, or a smaller "
+            "search.finetune.batch_size"
+        )
+
+
+def dense_step_flops(params: Params, project: Project) -> float:
+    """Compute of one step of the trials' fine-tuning."""
+    settings = params.search
+    # A budget that whole steps surely meet: only the step is looked at.
+    scratch = trial_params(params, "scratch", (), settings.finetune, params.seed, 1e6 * settings.train_flops)
+    return plan_finetune(scratch, project.recipe, "scratch").step_flops
+
+
+# --- workers ------------------------------------------------------------------------------------------------
+
+
+def run_workers(found: Search, workers: int, joined: bool) -> None:
+    """Start the processes and wait until all work is done; as soon as one fails, end the others.
+
+    Raises:
+        MaskDMError: a worker was killed, so that it could not say why.
+    """
+    threads, gpus = max(1, count_cores() // workers), visible_gpus()
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the workers: one bar for all
+    context = get_context("spawn")
+    processes = [
+        context.Process(
+            name=f"worker {index}",
+            target=work,
+            args=(found.place, index, workers, threads, gpus[index % len(gpus)] if gpus else None, joined),
+        )
+        for index in range(workers)
+    ]
+    failed: BaseProcess | None = None
+    try:
+        for process in processes:
+            process.start()
+        failed = wait_for(found, list(processes))
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+        for process in processes:
+            process.join()
+    if failed is None:
+        return
+    if failed.exitcode and failed.exitcode < 0:
+        name = signal.Signals(-failed.exitcode).name
+        raise MaskDMError(f"{failed.name} was ended by {name}; the same command goes on from here")
+    raise SystemExit(failed.exitcode)  # it has said why
+
+
+def wait_for(found: Search, processes: list[BaseProcess]) -> BaseProcess | None:
+    """Show how far the search is until all processes have ended well, or one has not: that one is returned."""
+    settings, study = found.project.params.search, found.study()
+    done = len(finished_trials(study))
+    with tqdm(desc="search", total=settings.trials, initial=done, unit="trial", mininterval=bar_interval()) as bar:
+        while running := [process for process in processes if process.exitcode is None]:
+            connection.wait([process.sentinel for process in running], POLL_SECONDS)
+            bar.update(len(finished_trials(study)) - bar.n)
+            if failed := next((process for process in processes if process.exitcode), None):
+                return failed
+    return next((process for process in processes if process.exitcode), None)
+
+
+def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
+    """A worker: trials until there are enough, then its share of the runs that confirm."""
+    os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
+    end_with_parent()
+    torch.set_num_threads(threads)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    with exit_with_one_line():
+        found = Search.open(place)
+        params = found.project.params
+        with one_line_failures(storage_url(), found.folder):
+            study = found.study()
+            run_trials(study, params.search, params.grid, params.seed, lambda attempt: train_trial(found, attempt))
+            if joined:
+                return
+            done = first_trials(study, params.search.trials)
+            for key, project in list(found.confirmations(done).items())[index::workers]:
+                if recorded(found, project, key, judged=True) is None:
+                    run_trial(project, found.place.stage, key, judged=True)
+
+
+def train_trial(found: Search, attempt: Attempt) -> float:
+    """Train a trial, or go on with one, and return its held-out loss."""
+    total = found.project.params.search.train_flops
+    project = found.arm("trial", attempt.phases, found.project.params.seed)
+    key = f"trials/{attempt.number:04d}"
+    told: set[float] = set()
+
+    def watch(row: Row) -> None:
+        share = int(POINTS * row["train_flops"] / total + 0.05) / POINTS  # phases end between points, arms about at 1
+        if share and share not in told:
+            told.add(share)
+            attempt.report(share, row["heldout_loss"])
+
+    known = recorded(found, project, key, judged=False)  # of a worker that was killed before it told the study, say
+    if known:
+        for row in known.history:
+            watch(row)
+        return float(known.summary["heldout_loss"])
+    extra = {f"search.{name}": value for name, value in attempt.trial.params.items()}
+    return float(run_trial(project, found.place.stage, key, False, watch, extra).record.summary["heldout_loss"])
+
+
+def recorded(found: Search, project: Project, key: str, judged: bool) -> Record | None:
+    """The record of a trial, if there is one of just these settings and data."""
+    known = read_record(ROOT, found.place.stage, key)
+    return known[0] if known and known[0].identity == trial_identity(project, judged) else None
+
+
+# --- results ------------------------------------------------------------------------------------------------
+
+
+def write_results(found: Search) -> None:
+    """The tables, the best configuration, and the records of this study alone."""
+    params = found.project.params
+    study, space = first_trials(found.study(), params.search.trials), params.search.space
+    trials = trials_frame(study, space, params.grid)
+    for name, frame in (
+        ("trials", trials),
+        ("curves", curves_frame(study)),
+        ("importance", importance_frame(study)),
+    ):
+        write_csv(found.place.reports / f"{name}.csv", frame)
+    (best,) = best_trials(study, 1)
+    write_best(found.place.reports / "best.yaml", params, phases_of(best, space, params.grid))
+    complete = trials.loc[trials["state"] == "complete", "trial"]  # a pruned one has no record; an earlier study's may
+    keys = {f"trials/{number:04d}" for number in complete} | set(found.confirmations(study))
+    remove_records(ROOT, found.place.stage, keys)
+
+
+def write_best(path: Path, params: Params, phases: tuple[MaskedPhase, ...]) -> None:
+    """The best pre-training as an arm, in the form of `params.yaml`."""
+    arm: dict[str, Any] = {
+        "pretrain": {BEST: [phase.model_dump(exclude_defaults=True) for phase in phases]},
+        "arms": {BEST: {"pretrain": BEST, "finetune": params.search.finetune.model_dump(exclude_defaults=True)}},
+    }
+    write_atomically(path, lambda file: YAML(typ="safe").dump(arm, file))

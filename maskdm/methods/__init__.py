@@ -1,0 +1,1 @@
+"""Which tokens a phase shows to the network."""

@@ -1,0 +1,1 @@
+"""Networks on a set of tokens, and the tokens."""

@@ -1,0 +1,1 @@
+"""Errors, files, processes, threads, seeds: what knows nothing of the project's subject."""

@@ -1,0 +1,27 @@
+"""Where the work is done."""
+
+import os
+
+import torch
+
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.threads import count_cores
+
+
+def choose_device() -> torch.device:
+    """The GPU of this process if there is one. Every operation is deterministic: the same seed gives the same weights.
+
+    Raises:
+        MaskDMError: torchrun started more processes than the machine has GPUs.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be deterministic
+    torch.use_deterministic_algorithms(True)
+    if not torch.cuda.is_available():
+        if "OMP_NUM_THREADS" not in os.environ and (cores := count_cores()) < torch.get_num_threads():
+            torch.set_num_threads(cores)  # torch knows nothing of a container's quota
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun: the number of this process on its machine
+    if index >= (gpus := torch.cuda.device_count()):
+        raise MaskDMError(f"process {index + 1} on this machine; allowed: at most {gpus}, one for each GPU")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -1,0 +1,1 @@
+"""The paper's Figure 1: two coordinates as two tokens."""

@@ -1,0 +1,1 @@
+"""What a run leaves: record files, and MLflow's view of them."""

@@ -1,0 +1,81 @@
+"""What updates the weights, AdamW alone or Muon for the matrices of the blocks and AdamW for the rest, and how."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from maskdm.config.recipe import Optimisation
+from maskdm.networks.uvit import UViT
+
+
+def make_optimizers(network: UViT, settings: Optimisation) -> list[Optimizer]:
+    """What updates the weights of `network`, each of them once; learning rates are set before every step.
+
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
+    one. Scaled to the size of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982) it shares AdamW's learning rate.
+    """
+    muon = _block_matrices(network) if settings.optimizer == "muon" else []
+    left = parameter_groups(network, settings.weight_decay, without=muon)
+    fused = network.pos_embed.device.type != "meta"  # where FLOPs are counted: it has no fused kernel
+    adamw = AdamW(left, lr=settings.lr, betas=settings.betas, fused=fused)
+    if not muon:
+        return [adamw]
+    decay, momentum = settings.weight_decay, settings.betas[0]
+    return [adamw, Muon(muon, settings.lr, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")]
+
+
+def update(
+    network: UViT, ema: UViT, optimizers: list[Optimizer], settings: Optimisation, step: float, steps: float
+) -> Tensor:
+    """End a step: clip, update, clear the gradients, average the weights.
+
+    Args:
+        network: whose weights have gradients.
+        ema: its averaged weights.
+        optimizers: of `make_optimizers`.
+        settings: of the phase.
+        step: from 1; beyond `steps` the learning rate and the averaging stay, if the schedule has no decay.
+        steps: of the schedule, that the shares refer to; with `step` in units of this phase's own steps.
+
+    Returns:
+        The norm of the gradient before it was clipped.
+    """
+    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.grad_clip or math.inf)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, steps)
+        optimizer.step()
+        optimizer.zero_grad()
+    decay = ema_decay(settings, step, steps)
+    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+    return norm.detach()
+
+
+def learning_rate(settings: Optimisation, step: float, steps: float) -> float:
+    """At `step` (from 1) of `steps`: a linear rise to the peak, a plateau, a linear fall to 0."""
+    rise = step / max(1.0, settings.warmup * steps)
+    fall = max(0.0, steps - step + 1) / (settings.decay * steps) if settings.decay else 1.0
+    return settings.lr * min(1.0, rise, fall)
+
+
+def ema_decay(settings: Optimisation, step: float, steps: float) -> float:
+    """After `step` (from 1) of `steps`: averages over a share of the steps, over fewer at the start."""
+    return min(1 - 1 / max(1.0, settings.ema_horizon * steps), (1 + step) / (10 + step))
+
+
+def parameter_groups(network: nn.Module, weight_decay: float, without: list[Tensor]) -> list[dict[str, object]]:
+    """Weights of linear layers decay; biases, norms and embeddings (of positions and labels) do not."""
+    excluded = {id(p) for p in without}
+    linear = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear)}
+    left = [p for p in network.parameters() if id(p) not in excluded]
+    return [
+        {"params": [p for p in left if id(p) in linear], "weight_decay": weight_decay},
+        {"params": [p for p in left if id(p) not in linear], "weight_decay": 0.0},
+    ]
+
+
+def _block_matrices(network: UViT) -> list[Tensor]:
+    blocks = [*network.in_blocks, network.mid_block, *network.out_blocks]
+    return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]

@@ -1,0 +1,255 @@
+"""Compute is the budget: training FLOPs counted by torch, and the plan that gives every arm the same number of them."""
+
+import copy
+import math
+import resource
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskdm.config.masks import Mask, effective_mask_ratio
+from maskdm.config.params import BUDGET_TOLERANCE, Data, MaskedPhase, Model, Params, Phase
+from maskdm.config.recipe import Handover, Optimisation, Recipe
+from maskdm.networks.uvit import UViT
+from maskdm.runtime.errors import MaskDMError
+from maskdm.training.optimizers import make_optimizers
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase of one arm, in whole optimiser steps. Images and FLOPs count from the beginning of the arm."""
+
+    stage: Literal["pretrain", "finetune"]
+    index: int  # among the arm's phases, pre-training first
+    mask: Mask | None
+    effective_mask_ratio: float
+    positions: bool  # whether the network is told where the visible tokens stand
+    batch_size: int
+    steps: int
+    optimisation: Optimisation
+    flops_per_image: float  # forward and backward
+    optimizer_flops: float  # matrix products of the optimiser in one step, whatever its batch
+    start_images: int
+    start_flops: float
+    heldout_steps: tuple[int, ...]  # after which the held-out loss is measured; the last step is one of them
+    snapshot_steps: dict[int, float]  # step -> share of the budget, of the snapshots before the arm's end
+    handover: Handover | None  # what the next phase starts from; None: there is none
+    # The schedule of learning rate and EMA, counted in compute and given in steps of this phase.
+    schedule_offset: float  # what is behind it when this phase begins: 0, or the phases that it goes on from
+    schedule_steps: float  # its whole length
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it starts from the whole state of the phase before."""
+        return self.schedule_offset > 0
+
+    def schedule_place(self, step: int) -> tuple[float, float]:
+        """Where in its schedule `step` is, and how long that is, in steps of this phase."""
+        return self.schedule_offset + step, self.schedule_steps
+
+    @property
+    def step_flops(self) -> float:
+        """FLOPs of one step: forward, backward and update."""
+        return self.batch_size * self.flops_per_image + self.optimizer_flops
+
+    def images_seen(self, step: int) -> int:
+        """Images the arm has seen after `step` steps of this phase."""
+        return self.start_images + step * self.batch_size
+
+    def train_flops(self, step: int) -> float:
+        """FLOPs the arm has spent after `step` steps of this phase."""
+        return self.start_flops + step * self.step_flops
+
+
+def build_network(model: Model, data: Data, num_classes: int | None) -> UViT:
+    """The network that the settings describe, with freshly drawn weights (from torch's global generator)."""
+    return UViT(
+        image_size=(data.image_size, data.image_size),
+        in_channels=data.channels,
+        patch_size=model.patch_size,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        num_classes=num_classes if model.class_conditional else None,
+    )
+
+
+def train_flops_per_image(network: UViT, num_tokens: int) -> float:
+    """Forward and backward FLOPs of one image of `num_tokens` visible tokens, as torch's counter counts them.
+
+    Counted on the meta device with plain attention: the fused CPU kernel is unknown to the counter and would be
+    missed, and the fused GPU kernels count what they recompute. So the number is the same on every machine.
+    """
+    batch_size = 2
+    twin = copy.deepcopy(network).to("meta")
+    with torch.device("meta"):
+        x_t = torch.empty(batch_size, num_tokens, network.token_dim)
+        t = torch.empty(batch_size, dtype=torch.long)
+        ids_keep = torch.empty(batch_size, num_tokens, dtype=torch.long)
+        labels = None if network.num_classes is None else t
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        twin(x_t, t, ids_keep, labels).sum().backward()
+    return counter.get_total_flops() / batch_size
+
+
+def optimizer_flops(network: UViT, settings: Optimisation) -> float:
+    """FLOPs of one update, as torch's counter counts them: 0 for AdamW, which multiplies no matrices.
+
+    Counted in, because a masked step is cheap and an update is not: Muon's would favour arms with many cheap steps.
+    """
+    twin = copy.deepcopy(network).to("meta")
+    for parameter in twin.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        for optimizer in make_optimizers(twin, settings):
+            optimizer.step()
+    return float(counter.get_total_flops())
+
+
+def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, ...]:
+    """The phases of `pretrain.<key>`, each with its share of the budget in whole steps."""
+    plans: list[PhasePlan] = []
+    phases = params.pretrain[key]
+    for place, phase in enumerate(phases):
+        flops, before = phase.share * params.budget.train_flops, plans[-1] if plans else None
+        schedule_end = _schedule_end(phases, place, recipe) * params.budget.train_flops
+        plans.append(_plan_phase(params, recipe, phase, flops, before, schedule_end))
+    return tuple(plans)
+
+
+def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
+    """The fine-tuning of `arm`: what its pre-training left of the budget, in whole steps.
+
+    Raises:
+        MaskDMError: whole steps miss the budget by more than half of `BUDGET_TOLERANCE`, which is for two arms.
+    """
+    pretrain = plan_pretrain(params, recipe, params.arms[arm].pretrain)
+    before = pretrain[-1] if pretrain else None
+    rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
+    plan = _plan_phase(params, recipe, params.arms[arm].finetune, rest, before, params.budget.train_flops)
+    missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
+    if missed > BUDGET_TOLERANCE / 2:
+        raise MaskDMError(
+            f"budget.train_flops={params.budget.train_flops:.3g}: whole steps of arm {arm} miss it by {missed:.2%}; "
+            f"allowed: {BUDGET_TOLERANCE / 2:.2%} (enlarge the budget or lower the batch sizes)"
+        )
+    return plan
+
+
+def arm_plans(params: Params, recipe: Recipe, arm: str) -> tuple[PhasePlan, ...]:
+    """All phases of an arm that have steps: an arm that is masked all the way has no fine-tuning."""
+    plans = (*plan_pretrain(params, recipe, params.arms[arm].pretrain), plan_finetune(params, recipe, arm))
+    return tuple(plan for plan in plans if plan.steps)
+
+
+def _schedule_end(phases: Sequence[MaskedPhase], place: int, recipe: Recipe) -> float:
+    """The share of the budget at which the schedule of a masked phase ends: with the next to hand over only weights."""
+    for last in range(place, len(phases)):
+        if _handover(phases[last], recipe) == "weights":
+            return sum(phase.share for phase in phases[: last + 1])
+    return 1.0
+
+
+def _handover(phase: MaskedPhase, recipe: Recipe) -> Handover:
+    return phase.handover or recipe.handover
+
+
+def _plan_phase(
+    params: Params,
+    recipe: Recipe,
+    phase: Phase,
+    flops: float,
+    before: PhasePlan | None,
+    schedule_end: float,
+) -> PhasePlan:
+    """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step.
+
+    Its schedule ends when the arm has spent `schedule_end` FLOPs.
+
+    Raises:
+        MaskDMError: it would go on with the state of another optimiser.
+    """
+    masked = phase if isinstance(phase, MaskedPhase) else None
+    mask, positions = (masked.mask, masked.positions) if masked else (None, True)
+    optimisation = phase.optimisation(recipe)
+    num_tokens = mask.num_keep(params.grid) if mask else math.prod(params.grid)
+    flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, num_tokens)
+    step_flops = phase.batch_size * flops_per_image + update_flops
+    steps = max(1 if mask else 0, round(flops / step_flops))
+    start_flops = before.train_flops(before.steps) if before else 0.0
+    schedule_start = _schedule_start(before, optimisation) if before else 0.0
+    schedule_offset = (start_flops - schedule_start) / step_flops
+    return PhasePlan(
+        stage="pretrain" if mask else "finetune",
+        index=before.index + 1 if before else 0,
+        mask=mask,
+        effective_mask_ratio=effective_mask_ratio(mask, params.grid),
+        positions=positions,
+        batch_size=phase.batch_size,
+        steps=steps,
+        optimisation=optimisation,
+        flops_per_image=flops_per_image,
+        optimizer_flops=update_flops,
+        start_images=before.images_seen(before.steps) if before else 0,
+        start_flops=start_flops,
+        heldout_steps=_heldout_steps(params, start_flops, step_flops, steps),
+        snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, step_flops, steps),
+        handover=_handover(masked, recipe) if masked else None,
+        schedule_offset=schedule_offset,
+        schedule_steps=max(schedule_offset + steps, (schedule_end - schedule_start) / step_flops),
+    )
+
+
+def _schedule_start(before: PhasePlan, optimisation: Optimisation) -> float:
+    """The FLOPs of the arm at which the schedule of the phase behind `before` begins."""
+    if before.handover == "weights":
+        return before.train_flops(before.steps)
+    if before.optimisation.optimizer != optimisation.optimizer:
+        raise MaskDMError(
+            f"handover=state from optimizer={before.optimisation.optimizer} to {optimisation.optimizer}; allowed: "
+            "one optimizer, or handover=weights"
+        )
+    return before.start_flops - before.schedule_offset * before.step_flops
+
+
+@cache  # counting takes a third of a second, and a search plans the same phases again and again
+def _step_costs(model: Model, data: Data, optimisation: Optimisation, num_tokens: int) -> tuple[float, float]:
+    """FLOPs of an image of `num_tokens` visible tokens, and of an update."""
+    with torch.device("meta"):
+        # A label costs its token and nothing else, so the number of classes does not matter here.
+        network = build_network(model, data, num_classes=1)
+    return train_flops_per_image(network, num_tokens), optimizer_flops(network, optimisation)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: of the GPU's allocator on a GPU, of this process (resident set) on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _heldout_steps(params: Params, start_flops: float, step_flops: float, steps: int) -> tuple[int, ...]:
+    """Steps of a phase after which the held-out loss is measured: evenly spaced in the budget, and the last one."""
+    points = params.heldout.points
+    even = _steps_at((point / points for point in range(1, points)), params, start_flops, step_flops, steps)
+    return tuple(sorted({*even, steps} - {0}))
+
+
+def _steps_at(
+    shares: Iterable[float], params: Params, start_flops: float, step_flops: float, steps: int
+) -> dict[int, float]:
+    """The first step of a phase that reaches each share of the budget; shares outside the phase, and 1, are left out.
+
+    The end of an arm is not looked for: whole steps may end a little before or after the budget.
+    """
+    found = {}
+    for share in shares:
+        step = math.ceil((share * params.budget.train_flops - start_flops) / step_flops - 1e-6)
+        if share < 1 and 0 < step <= steps:
+            found[step] = share
+    return found

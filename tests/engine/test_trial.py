@@ -1,0 +1,121 @@
+"""One arm with one seed, trained and judged in one process."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from maskdm.config.masks import PatchMask
+from maskdm.config.params import MaskedPhase, Phase
+from maskdm.engine.project import Project
+from maskdm.engine.trial import run_trial, trial_identity, trial_params, trial_plans
+from maskdm.runtime.errors import MaskDMError, StoppedEarly
+from maskdm.runtime.processes import ALONE
+from maskdm.tracking.records import read_records
+from maskdm.training.loop import Row
+from tests.toy import ENVIRONMENT, write_params
+from tests.workspace import make_workspace
+
+MASKED = (MaskedPhase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16),)
+DENSE = Phase(batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace of toy settings with prepared data and reference."""
+    folder = tmp_path_factory.mktemp("trial")
+    make_workspace(folder, "smoke")
+    write_params(folder, budget={"train_flops": 5e9, "snapshots": [0.5, 1.0]})
+    for stage in ("prepare", "reference"):
+        subprocess.run([sys.executable, "-m", f"pipeline.{stage}"], cwd=folder, env=ENVIRONMENT, check=True)
+    return folder
+
+
+@pytest.fixture
+def project(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(prepared)
+    return Project.open(ALONE)
+
+
+def of(project: Project, name: str, pretrain: tuple[MaskedPhase, ...], seed: int = 1) -> Project:
+    flops = project.params.budget.train_flops
+    return replace(project, params=trial_params(project.params, name, pretrain, DENSE, seed, flops, (0.5, 1.0)))
+
+
+def test_a_trial_spends_its_budget_and_is_judged_at_its_snapshots(project: Project) -> None:
+    trial = of(project, "patches", MASKED)
+    record = run_trial(trial, "study", "masks/patches-1", judged=True).record
+    losses = [row for row in record.history if "heldout_loss" in row]
+    judged = [row for row in record.history if "fd_effnet_lite0" in row]
+    assert {row["phase"] for row in losses} == {0, 1}
+    assert [row["fraction"] for row in judged] == [0.5, 1.0]
+    assert record.summary["train_flops"] == pytest.approx(trial.params.budget.train_flops, rel=0.0025)
+    assert record.summary["fd_effnet_lite0"] == judged[-1]["fd_effnet_lite0"]
+    ((read, machine),) = read_records(Path(), ("study",))
+    assert read == record
+    assert machine is not None
+    assert machine.seconds == pytest.approx(sorted(machine.seconds[: len(losses)]) + machine.seconds[len(losses) :])
+    assert not list(Path("work/trials").glob("*/state")), "nothing is left to resume"
+
+
+def test_names_do_not_make_another_trial_but_seeds_masks_and_judging_do(project: Project) -> None:
+    first = of(project, "patches", MASKED)
+    identity = trial_identity(first, judged=True)
+    assert trial_identity(of(project, "another-name", MASKED), judged=True) == identity
+    others = [of(project, "patches", MASKED, seed=2), of(project, "patches", ())]
+    assert identity not in {trial_identity(other, judged=True) for other in others}
+    assert trial_identity(first, judged=False) != identity
+
+
+def test_how_settings_are_written_does_not_make_another_trial_but_what_they_come_to_does(project: Project) -> None:
+    (phase,), recipe = MASKED, project.recipe
+    identity = trial_identity(of(project, "patches", MASKED), judged=False)
+    spelt_out = {"handover": recipe.handover, "override": {"lr": recipe.optimisation.lr}}
+    assert trial_identity(of(project, "patches", (phase.model_copy(update=spelt_out),)), judged=False) == identity
+    another = {"override": {"lr": 2 * recipe.optimisation.lr}}
+    assert trial_identity(of(project, "patches", (phase.model_copy(update=another),)), judged=False) != identity
+
+
+def test_another_version_of_the_numbers_or_other_data_is_another_trial(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = of(project, "patches", MASKED)
+    identity = trial_identity(trial, judged=False)
+    elsewhere = trial.params.model_copy(update={"data": trial.params.data.model_copy(update={"root": "elsewhere"})})
+    assert trial_identity(replace(trial, params=elsewhere), judged=False) == identity, "content counts"
+    other = replace(trial.data, info=trial.data.info | {"sha256": "0" * 64})
+    assert trial_identity(replace(trial, data=other), judged=False) != identity
+    monkeypatch.setattr("maskdm.engine.project.NUMERICS", 0)
+    assert trial_identity(trial, judged=False) != identity
+
+
+def test_an_arm_without_a_mask_is_one_dense_phase(project: Project) -> None:
+    (plan,) = trial_plans(of(project, "scratch", ()))
+    assert plan.mask is None
+
+
+def test_who_watches_may_end_a_trial_and_nothing_is_recorded(project: Project) -> None:
+    def end(row: Row) -> None:
+        raise MaskDMError(f"enough at {row['train_flops']}")
+
+    with pytest.raises(MaskDMError, match="enough at"):
+        run_trial(of(project, "ended", MASKED), "search", "toy/0", judged=False, watch=end)
+    assert not list(Path("records").glob("search/**/*.json"))
+
+
+def test_a_trial_that_is_stopped_early_is_a_finished_run_and_leaves_nothing_behind(project: Project) -> None:
+    def stop(row: Row) -> None:
+        raise StoppedEarly("enough")
+
+    with pytest.raises(StoppedEarly):
+        run_trial(of(project, "stopped", MASKED), "search", "toy/1", judged=False, watch=stop)
+    client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
+    experiment = client.get_experiment_by_name("maskdm")
+    assert experiment
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'search@toy/1'")
+    assert (run.info.status, run.data.tags["maskdm.stopped_early"]) == ("FINISHED", "enough")
+    trial = trial_identity(of(project, "stopped", MASKED), judged=False)
+    assert not (Path("work") / "trials" / trial).exists()

@@ -1,0 +1,40 @@
+"""Tasks in processes of their own."""
+
+import os
+import signal
+
+import pytest
+
+from maskdm.engine.workers import run_all
+from maskdm.runtime.errors import MaskDMError
+
+
+def where(task: int) -> tuple[int, int, str]:
+    return task, os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+def refuse(task: int) -> None:
+    raise MaskDMError(f"task {task} is not possible")
+
+
+def die(task: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_every_task_runs_once_in_a_process_of_its_own() -> None:
+    before = dict(os.environ)
+    results = list(run_all(where, [1, 2, 3], 2, unit="task"))
+    assert sorted(task for task, _, _ in results) == [1, 2, 3]
+    assert len({process for _, process, _ in results} | {os.getpid()}) == 4
+    assert {int(threads) for _, _, threads in results} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    assert dict(os.environ) == before
+
+
+def test_what_a_task_raises_ends_all_of_them() -> None:
+    with pytest.raises(MaskDMError, match="task 5 is not possible"):
+        list(run_all(refuse, [5], 1, unit="task"))
+
+
+def test_a_killed_process_is_one_line() -> None:
+    with pytest.raises(MaskDMError, match="the process of a task was killed; the same command goes on"):
+        list(run_all(die, [5], 1, unit="task"))

@@ -1,0 +1,147 @@
+"""The study's stages through their real entry points, at toy scale."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from maskdm.config.reading import load_block
+from maskdm.config.study import Parts
+from maskdm.tracking.records import read_records, read_step_times
+from tests.imports import PROJECT
+from tests.toy import ENVIRONMENT, write_params
+from tests.workspace import make_workspace
+
+MASKED = {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}
+FIRST: dict[str, Any] = {
+    "question": "Does it pay?",
+    "paper": "it does.",
+    "train_flops": 4e9,
+    "snapshots": [0.5, 1.0],
+    "heldout_points": 4,
+    "seeds": [1, 2],
+    "finetune": {"batch_size": 8},
+    "baseline": "scratch",
+    "arms": {"scratch": [], "patches": [MASKED]},
+}
+SECOND = FIRST | {"question": "And without positions?", "arms": {"base": [], "untold": [MASKED | {"positions": False}]}}
+
+
+def run(folder: Path, module: str, *arguments: str, expect: int = 0) -> str:
+    command = [sys.executable, "-m", f"pipeline.{module}", *arguments]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=300)
+    assert done.returncode == expect, done.stderr
+    return done.stderr
+
+
+def write_study(folder: Path, **parts: Any) -> None:
+    with (folder / "study" / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump({"parts": parts}, file)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which the first of two parts has been run."""
+    folder = tmp_path_factory.mktemp("study")
+    make_workspace(folder, "smoke")
+    write_params(folder)
+    write_study(folder, first=FIRST, second=SECOND | {"baseline": "base"})
+    for stage in ("prepare", "reference"):
+        run(folder, stage)
+    run(folder, "study", "first", "--workers", "2")
+    return folder
+
+
+def test_every_arm_has_a_record_for_every_seed_at_equal_compute(project: Path) -> None:
+    records = [record for record, _ in read_records(project, ("study",)) if record.key.startswith("first/")]
+    assert {record.key for record in records} == {f"first/{arm}-{seed}" for arm in FIRST["arms"] for seed in (1, 2)}
+    for record in records:
+        assert record.summary["train_flops"] == pytest.approx(4e9, rel=0.0025)
+        assert len([row for row in record.history if "fd_effnet_lite0" in row]) == 2
+
+
+def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) -> None:
+    before = {path: path.read_bytes() for path in (project / "records" / "study" / "first").iterdir()}
+    run(project, "study", "first")
+    assert {path: path.read_bytes() for path in (project / "records" / "study" / "first").iterdir()} == before
+
+    run(project, "study", "second", "--workers", "2")  # its `base` is the first part's `scratch`
+    by_key = {record.key: record for record, _ in read_records(project, ("study",))}
+    for seed in (1, 2):
+        assert by_key[f"second/base-{seed}"].identity == by_key[f"first/scratch-{seed}"].identity
+        assert by_key[f"second/base-{seed}"].history == by_key[f"first/scratch-{seed}"].history
+        assert by_key[f"second/base-{seed}"].arm == "base"
+        assert by_key[f"second/untold-{seed}"].history != by_key[f"first/patches-{seed}"].history
+
+
+def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:
+    settings = load_block(Parts, "parts", project / "study" / "params.yaml")
+    write_study(project, **{name: part.model_dump(mode="json") for name, part in settings.root.items()}, third=FIRST)
+    error = run(project, "study_report", expect=2)
+    assert error == "error: records/study_step_time.json: no such file; the stage `step_time` writes it\n"
+    run(project, "study_step_time")
+    times = read_step_times(project / "records" / "study_step_time.json")
+    phases = {arm: len(seconds) for arm, seconds in times.seconds.items()}
+    assert phases == {
+        **{"first/scratch": 1, "first/patches": 2, "second/base": 1, "second/untold": 2},
+        **{"third/scratch": 1, "third/patches": 2},
+    }
+    assert times.seconds["first/scratch"] == times.seconds["second/base"]  # the same step, timed once
+    run(project, "study_report")
+    text = (project / "reports" / "study.md").read_text()
+    assert "## Does it pay?" in text
+    assert re.search(r"- \*And without positions\?\* .+ ended with a lower held-out loss than `", text)
+    assert "dvc repro study/dvc.yaml:part@third" in text
+    table = pd.read_csv(project / "reports" / "study" / "first.csv")
+    assert len(table) == 4
+    steps = {record.key: record.history[-3]["step"] for record, _ in read_records(project, ("study",))}
+    (seconds,) = times.seconds["first/scratch"]
+    scratch = table[table["arm"] == "scratch"]
+    assert scratch["train_seconds"].tolist() == pytest.approx([seconds * steps[f"first/scratch-{s}"] for s in (1, 2)])
+    assert (project / "reports" / "study" / "first_curves.png").is_file()
+
+
+def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
+    write_study(project, masks=FIRST)
+    run(project, "study_step_time")
+    run(project, "throughput")
+    table = pd.read_csv(project / "reports" / "study" / "throughput.csv").set_index("arm")
+    assert set(table.index) == {"scratch", "patches"}
+    assert table["visible_tokens"].to_dict() == {"scratch": 16, "patches": 4}
+    # How fast this machine was just now is no property to hold: what the columns say of one another is.
+    assert (table[["images_per_second", "of_flop_ideal", "memory_bytes"]] > 0).all(axis=None)
+    assert table.loc["scratch", "of_flop_ideal"] == 1
+    seconds = read_step_times(project / "records" / "study_step_time.json").seconds["masks/patches"][0]
+    assert table.loc["patches", "images_per_second"] == pytest.approx(16 / seconds)
+    tokens_per_image = table["tokens_per_second"] / table["images_per_second"]
+    assert tokens_per_image.tolist() == pytest.approx(table["visible_tokens"].tolist(), rel=1e-4)
+    flops_per_image = table["flops_per_second"] / table["images_per_second"]
+    assert flops_per_image["patches"] < 0.5 * flops_per_image["scratch"]  # a quarter of the tokens, and the rest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "says"),
+    [
+        (["other"], {}, "other: allowed: one of first"),
+        (["first", "--workers", "0"], {}, "--workers=0; allowed"),
+        (["first"], {"baseline": "none"}, "study/params.yaml: parts.first: baseline=none; allowed: a key of arms"),
+        (["first"], {"seeds": [1, 1]}, "study/params.yaml: parts.first: seeds=[1, 1]; allowed: each seed once"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    project: Path, arguments: list[str], changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    write_study(project, first=FIRST | changes)
+    error = run(project, "study", *arguments, expect=2)
+    assert error.startswith(f"error: {says}")
+    assert error.count("\n") == 1
+
+
+def test_the_projects_own_parts_are_valid() -> None:
+    parts = load_block(Parts, "parts", PROJECT / "study" / "params.yaml").root
+    assert set(parts) == {"curves", "masks", "handover", "share", "stability", "batch", "positions"}

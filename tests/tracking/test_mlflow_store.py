@@ -1,0 +1,511 @@
+"""Tracking against real MLflow stores: nothing lost, nothing doubled, and no failure of it reaches training."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import sqlite_path
+from maskdm.tracking import mlflow_store
+from maskdm.tracking.records import Machine, Record, write_record
+
+UNREACHABLE = "http://127.0.0.1:9"
+DATA = {"name": "digits", "sha256": "ab" * 32, "train": 1500, "heldout": 297, "shape": [1, 8, 8]}
+PARAMS = {"mask.strategy": "block", "mask.ratio": 0.9, "lr": 2e-4, "override": None}
+TRAINING: list[dict[str, Any]] = [
+    {
+        "step": 10 * n,
+        "phase": 0,
+        "images_seen": 640 * n,
+        "train_flops": 3e9 * n,
+        "loss": 1 / n,
+        "lr": 2e-4,
+        "grad_norm": 0.5,
+        "heldout_loss": 1.5 / n,
+    }
+    for n in range(1, 41)
+]
+EVALUATION: list[dict[str, Any]] = [
+    {
+        "fraction": fraction,
+        "images_seen": int(1000 * fraction),
+        "train_flops": 8e12 * fraction,
+        "fd_effnet_lite0": 10 / fraction,
+        "kid": 0.1 / fraction,
+        "precision": 0.5,
+        "recall": 0.25,
+        "samples": 1000,
+        "reference": 10000,
+        "sampler": "ddim",
+        "num_inference_steps": 25,
+        "eta": 0.0,
+        "weights": "ema",
+        "extractor": "effnet_lite0",
+        "input_size": 96,
+    }
+    for fraction in (0.5, 1.0)
+]
+MACHINE = Machine(
+    started_at="2026-01-02T03:04:05+00:00",
+    git={"commit": "c0ffee", "branch": "trunk", "dirty": True},
+    dvc={"stage": "finetune@one", "data_md5": "d" * 32 + ".dir"},
+    hardware={"device": "cpu", "cores": 2},
+    stage_seconds=20.0,
+    images_per_second=32.0,
+    peak_memory_bytes=None,
+    seconds=[0.5 * n for n in range(1, 41)],
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MLFLOW_TRACKING_URI", "DVC_STAGE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a store, which the tests share (making one takes seconds): each uses arms of its own."""
+    return tmp_path_factory.mktemp("my project")
+
+
+def live(project: Path, arm: str, **changes: Any) -> AbstractContextManager[mlflow_store.LiveRun]:
+    record = Record("finetune", arm, arm, "1234abcd", PARAMS, DATA, summary={}, history=[])
+    return mlflow_store.live_run(project, replace(record, **changes))
+
+
+def client(project: Path) -> MlflowClient:
+    return MlflowClient(mlflow_store.store_uri(project))
+
+
+def runs(project: Path, condition: str) -> list[Run]:
+    experiment = client(project).get_experiment_by_name("maskdm")
+    assert experiment
+    return list(client(project).search_runs([experiment.experiment_id], condition))
+
+
+def run_of(project: Path, name: str) -> Run:
+    [run] = runs(project, f"tags.`mlflow.runName` = '{name}'")
+    return run
+
+
+def data_set(run: Run) -> tuple[str, str]:
+    """Name and digest of the one data set that is the run's input."""
+    assert run.inputs
+    [found] = run.inputs.dataset_inputs
+    return found.dataset.name, found.dataset.digest
+
+
+def series(project: Path, name: str) -> dict[str, list[tuple[int, float]]]:
+    """All that is logged to the run of this name but system metrics: (step, value), sorted, with repetitions."""
+    run = run_of(project, name)
+    return {
+        metric: sorted((m.step, m.value) for m in client(project).get_metric_history(run.info.run_id, metric))
+        for metric in run.data.metrics
+        if not metric.startswith("system/")
+    }
+
+
+def expected(rows: list[dict[str, Any]], metrics: tuple[str, ...], compared: tuple[str, ...]) -> dict[str, Any]:
+    by_images = {metric: [(row["images_seen"], row[metric]) for row in rows] for metric in metrics}
+    by_gflops = {
+        f"{metric}_by_gflops": [(round(row["train_flops"] / 1e9), row[metric]) for row in rows] for metric in compared
+    }
+    return by_images | by_gflops
+
+
+WHOLE_TRAINING = expected(
+    TRAINING, ("train_flops", "loss", "lr", "grad_norm", "heldout_loss"), compared=("heldout_loss",)
+)
+
+
+# --- what a run holds ---------------------------------------------------------------------------------------
+
+
+def test_a_command_that_does_not_track_does_not_pay_for_mlflow() -> None:
+    code = "import sys, maskdm.tracking.mlflow_store; sys.exit('mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_says_what_it_came_from(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_store, "git_state", lambda root: MACHINE.git)
+    monkeypatch.setattr(mlflow_store, "dvc_state", lambda root: MACHINE.dvc)
+    with live(project, "origin"):
+        pass
+    run = run_of(project, "finetune@origin")
+    assert run.data.params == {"mask.strategy": "block", "mask.ratio": "0.9", "lr": "0.0002", "override": "None"}
+    assert (
+        run.data.tags.items()
+        >= {
+            "mlflow.source.git.commit": "c0ffee",
+            "mlflow.source.git.branch": "trunk",
+            "mlflow.source.name": "dvc.yaml:finetune@origin",
+            "maskdm.git_dirty": "True",
+            "maskdm.dvc_stage": "finetune@one",
+            "maskdm.stage": "finetune",
+            "maskdm.key": "origin",
+            "maskdm.arm": "origin",
+            "maskdm.data_hash": "ab" * 8,
+        }.items()
+    )
+    assert data_set(run) == ("digits", "d" * 32 + ".dir")
+
+
+def test_without_dvc_the_data_set_is_known_by_its_own_hash(project: Path) -> None:
+    with live(project, "plain"):
+        pass
+    name, digest = data_set(run_of(project, "finetune@plain"))
+    assert name == "digits"
+    assert digest == ("ab" * 32)[:36]  # MLflow keeps no more
+
+
+def test_other_params_have_another_hash(project: Path) -> None:
+    for key in ("lr-1", "lr-2", "lr-2-again"):
+        with live(project, "hash", key=key, params={"lr": key[3]}):
+            pass
+    one, two, again = (
+        run_of(project, f"finetune@{key}").data.tags["maskdm.params_hash"] for key in ("lr-1", "lr-2", "lr-2-again")
+    )
+    assert one != two == again
+
+
+def test_the_stages_of_an_arm_are_below_one_run(project: Path) -> None:
+    for stage in ("pretrain", "finetune", "evaluate"):
+        with live(project, "nested", stage=stage):
+            pass
+    arm = run_of(project, "nested")
+    children = runs(project, f"tags.`mlflow.parentRunId` = '{arm.info.run_id}'")
+    assert {run.info.run_name for run in children} == {"pretrain@nested", "finetune@nested", "evaluate@nested"}
+
+
+def test_training_is_logged_against_images_and_compute(project: Path) -> None:
+    with live(project, "curves") as run:
+        run.log_history(TRAINING)
+    assert series(project, "finetune@curves") == WHOLE_TRAINING
+
+
+def test_the_settings_of_a_measurement_are_no_metrics(project: Path) -> None:
+    with live(project, "measured", stage="evaluate") as run:
+        run.log_history(EVALUATION)
+    metrics = ("train_flops", "fd_effnet_lite0", "kid", "precision", "recall")
+    assert series(project, "evaluate@measured") == expected(EVALUATION, metrics, compared=("fd_effnet_lite0", "kid"))
+
+
+def test_time_and_hardware_are_logged_as_far_as_they_are_known(project: Path) -> None:
+    with live(project, "timed") as run:
+        run.log_machine(MACHINE)
+    assert series(project, "finetune@timed") == {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    assert run_of(project, "finetune@timed").data.tags["hardware.cores"] == "2"
+
+
+def test_artifacts_lie_in_the_project_wherever_the_command_was_started(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("grid.png").write_bytes(b"pixels")
+    with live(project, "pictures") as run:
+        run.log_artifact(Path("grid.png"))
+    [found] = (project / "mlartifacts").rglob("grid.png")
+    assert found.read_bytes() == b"pixels"
+    assert not list(tmp_path.glob("ml*"))
+
+
+def test_the_machine_is_watched_while_the_run_is_live(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    deadline = time.monotonic() + 30
+    with live(project, "watched"):
+        while time.monotonic() < deadline and not run_of(project, "finetune@watched").data.metrics:
+            time.sleep(0.05)
+    assert "system/cpu_utilization_percentage" in run_of(project, "finetune@watched").data.metrics
+
+
+# --- how a run ends, and goes on ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_run_ends_as_its_stage_does(project: Path, error: type[BaseException], status: str) -> None:
+    arm = f"ends-{error.__name__}"
+    with pytest.raises(error), live(project, arm):
+        raise error
+    assert run_of(project, f"finetune@{arm}").info.status == status
+    with live(project, arm):
+        assert run_of(project, f"finetune@{arm}").info.status == "RUNNING"
+    assert run_of(project, f"finetune@{arm}").info.status == "FINISHED"
+    assert run_of(project, arm).info.status == "FINISHED"
+
+
+KILLED_IN_A_BATCH = """
+import os, signal, sys
+sys.path[:0] = [sys.argv[2]]
+from pathlib import Path
+from mlflow import MlflowClient
+from test_tracking import TRAINING, live
+
+log_batch = MlflowClient.log_batch
+
+def half_of_it(self, run_id, metrics=(), *args, **kwargs):
+    log_batch(self, run_id, metrics[: len(metrics) // 2], *args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with live(Path(sys.argv[1]), "killed") as run:
+    run.log_history(TRAINING[:10])
+    MlflowClient.log_batch = half_of_it
+    run.log_history(TRAINING[:30])
+"""
+
+
+def test_a_run_killed_in_the_middle_of_a_batch_goes_on_without_loss_or_repetition(project: Path) -> None:
+    arguments = [sys.executable, "-c", KILLED_IN_A_BATCH, str(project), str(Path(__file__).parent)]
+    assert subprocess.run(arguments).returncode == -signal.SIGKILL
+    before = run_of(project, "finetune@killed")
+    assert before.info.status == "RUNNING"
+    assert 10 < len(series(project, "finetune@killed")["loss"]) < 30
+
+    with live(project, "killed") as run:
+        for rows in (20, 30, 40):  # it resumes from a checkpoint older than what was logged
+            run.log_history(TRAINING[:rows])
+    assert series(project, "finetune@killed") == WHOLE_TRAINING
+    after = run_of(project, "finetune@killed")
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
+
+
+def test_an_equal_run_is_the_same_run(project: Path) -> None:
+    for _ in range(2):
+        with live(project, "twice") as run:
+            run.log_history(TRAINING)
+            run.log_machine(MACHINE)
+    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    assert series(project, "finetune@twice") == WHOLE_TRAINING | machine
+
+
+def test_another_identity_is_another_run(project: Path) -> None:
+    for identity in ("first", "second"):
+        with live(project, "again", identity=identity, params={"lr": identity}):
+            pass
+    found = runs(project, "tags.`mlflow.runName` = 'finetune@again'")
+    assert {run.data.params["lr"] for run in found} == {"first", "second"}
+
+
+def test_a_changed_parameter_under_the_same_identity_stops_nothing(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with live(project, "changed", params={"lr": 1}):
+        pass
+    with live(project, "changed", params={"lr": 2, "seed": 0}) as run:
+        run.log_history(TRAINING)
+    assert run_of(project, "finetune@changed").data.params == {"lr": "1", "seed": "0"}
+    assert series(project, "finetune@changed") == WHOLE_TRAINING
+    assert not capsys.readouterr().err
+
+
+# --- failures -----------------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_server_is_mentioned_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    with live(tmp_path, "offline") as run:
+        for rows in range(40):
+            run.log_history(TRAINING[:rows])
+        run.log_machine(MACHINE)
+        run.log_artifact(tmp_path / "grid.png")
+    printed = capfd.readouterr()
+    [warning] = (printed.out + printed.err).strip().splitlines()
+    assert "http://127.0.0.1:9: " in warning
+    assert "refused" in warning
+    assert "maskdm sync" in warning
+    assert "secret" not in warning
+
+
+def test_what_training_raises_is_not_hidden_by_an_unreachable_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    with pytest.raises(ValueError, match="NaN loss"), live(tmp_path, "offline"):
+        raise ValueError("NaN loss")
+
+
+def test_a_store_that_is_no_store_stops_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database")
+    with live(tmp_path, "broken") as run:
+        run.log_history(TRAINING)
+    [warning] = capfd.readouterr().err.strip().splitlines()
+    assert "not a database" in warning
+
+
+THREE_AT_ONCE = """
+import sys
+sys.path[:0] = [sys.argv[2]]
+from pathlib import Path
+from test_tracking import TRAINING, live
+
+with live(Path(sys.argv[1]), "crowd", stage=sys.argv[3]) as run:
+    run.log_history(TRAINING)
+"""
+
+
+NAMES = (
+    "my%20project", "who?", "with space", "#1", "ü&=;+@:", "100%", "%%", "quote'\"", "back\\slash", "new\nline", "*[x]",
+    "~", "$HOME",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_projects_folder_may_have_any_name(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str], project: Path
+) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    mlflow_store.Store(project)
+    shutil.copy(project / "mlflow.db", root)  # making the tables takes seconds: the next test does it
+    with live(root, "named") as run:
+        run.log_history(TRAINING[:1])
+    assert capfd.readouterr().err == ""
+    assert series(root, "finetune@named")["loss"] == [(640, 1.0)]
+    assert [path.name for path in tmp_path.iterdir()] == [name], "nothing lands beside the project"
+
+
+def test_the_tables_are_made_in_a_folder_of_any_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "".join(NAMES[:2])
+    root.mkdir()
+    with live(root, "named"):
+        pass
+    assert capfd.readouterr().err == ""
+    assert (root / "mlflow.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+
+
+@pytest.mark.parametrize("given", ["sqlite:///~/runs.db", "sqlite:///$ELSEWHERE/runs.db", "  "])
+def test_home_and_variables_in_the_users_store_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    wanted = "runs.db" if given.strip() else "mlflow.db"
+    assert sqlite_path(mlflow_store.store_uri(tmp_path)) == tmp_path / wanted
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///$NOWHERE/runs.db")
+    with pytest.raises(MaskDMError, match=r"MLFLOW_TRACKING_URI=.* NOWHERE is not set"):
+        mlflow_store.store_uri(tmp_path)
+
+
+def test_a_damaged_store_is_one_line_at_once_that_says_what_to_do(
+    tmp_path: Path, project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"torn" * 1000)
+    with live(tmp_path, "torn"):
+        pass
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "file is not a database; delete it, and `maskdm sync` makes it again" in said
+
+
+def test_processes_that_start_at_once_share_one_store(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db.new").write_text("left by a kill while the first store was made")
+    stages = ("pretrain", "finetune", "evaluate")
+    arguments = [sys.executable, "-c", THREE_AT_ONCE, str(tmp_path), str(Path(__file__).parent)]
+    processes = [subprocess.Popen([*arguments, stage], stderr=subprocess.PIPE, text=True) for stage in stages]
+    assert [process.communicate()[1] for process in processes] == ["", "", ""]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    arm = run_of(tmp_path, "crowd")
+    for stage in stages:
+        assert run_of(tmp_path, f"{stage}@crowd").data.tags["mlflow.parentRunId"] == arm.info.run_id
+        assert series(tmp_path, f"{stage}@crowd") == WHOLE_TRAINING
+
+
+# --- sync ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clone(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another project, with records of an arm named like its folder; it tracks into the shared store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    arm = tmp_path.name
+    training = Record("finetune", arm, arm, "1234abcd", PARAMS, DATA, {"heldout_loss": 1.5 / 40}, TRAINING)
+    evaluation = replace(training, stage="evaluate", history=EVALUATION)
+    write_record(tmp_path, training, MACHINE)
+    write_record(tmp_path, evaluation, replace(MACHINE, seconds=[3.0, 4.0]))
+    return tmp_path
+
+
+def test_sync_rebuilds_the_runs_from_the_records_and_then_has_nothing_to_do(clone: Path, project: Path) -> None:
+    assert mlflow_store.sync(clone) == 2
+    assert mlflow_store.sync(clone) == 0
+    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING | machine
+
+    run = run_of(project, f"evaluate@{clone.name}")
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.tags["mlflow.parentRunId"] == run_of(project, clone.name).info.run_id
+    assert data_set(run) == ("digits", "d" * 32 + ".dir")
+    assert run.info.status == "FINISHED"
+    assert [file.path for file in client(project).list_artifacts(run.info.run_id)] == [f"{clone.name}.json"]
+
+
+def test_a_synced_run_keeps_the_time_it_took(clone: Path, project: Path) -> None:
+    mlflow_store.sync(clone)
+    began = 1767323045000  # 2026-01-02T03:04:05 UTC in milliseconds
+    for stage, times in {"finetune": [500 * n for n in range(1, 41)], "evaluate": [3000, 7000]}.items():
+        run = run_of(project, f"{stage}@{clone.name}")
+        measured = client(project).get_metric_history(run.info.run_id, "train_flops")
+        assert sorted(metric.timestamp - began for metric in measured) == times
+        assert (run.info.start_time - began, run.info.end_time - began) == (0, times[-1])
+
+
+def test_sync_adds_nothing_to_a_run_that_was_tracked(clone: Path, project: Path) -> None:
+    for stage, rows in (("finetune", TRAINING), ("evaluate", EVALUATION)):
+        with live(clone, clone.name, stage=stage) as run:
+            run.log_history(rows)
+            run.log_machine(MACHINE)
+    assert mlflow_store.sync(clone) == 0
+
+
+def test_sync_completes_a_run_whose_store_failed_on_the_way(
+    clone: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as failing, live(clone, clone.name) as run:
+        run.log_history(TRAINING[:10])
+        log_batch = MlflowClient.log_batch
+
+        def half_of_it(self: MlflowClient, run_id: str, metrics: list[Any], **kwargs: Any) -> None:
+            log_batch(self, run_id, metrics[: len(metrics) // 2])
+            raise OSError("disk I/O error")
+
+        failing.setattr(MlflowClient, "log_batch", half_of_it)
+        run.log_history(TRAINING[:30])
+        run.log_history(TRAINING)
+    [warning] = capfd.readouterr().err.strip().splitlines()
+    assert "disk I/O error" in warning
+
+    assert mlflow_store.sync(clone) == 2
+    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
+    assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING | machine
+    assert run_of(project, f"finetune@{clone.name}").info.status == "FINISHED"
+
+
+def test_sync_needs_no_machine_dependent_record(clone: Path, project: Path) -> None:
+    for path in clone.rglob("*.machine.json"):
+        path.unlink()
+    assert mlflow_store.sync(clone) == 2
+    assert mlflow_store.sync(clone) == 0
+    assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING
+
+
+def test_an_unreachable_server_is_an_error_of_sync_in_one_line(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    with pytest.raises(MaskDMError, match=UNREACHABLE) as caught:
+        mlflow_store.sync(clone)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,189 @@
+"""Training on data whose best denoiser is known: Gaussian images, where it is linear in the tokens that it is given."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskdm.config.masks import Mask, PatchMask
+from maskdm.config.recipe import Optimisation
+from maskdm.datasets.prepared import PreparedData
+from maskdm.methods.masks import draw_ids_keep
+from maskdm.networks.patches import gather_tokens
+from maskdm.networks.uvit import UViT
+from maskdm.runtime.seeding import generator
+from maskdm.training.loop import PhaseTrainer, to_unit_range
+from maskdm.training.objective import denoising_loss, noise_schedule
+from maskdm.training.plan import PhasePlan
+
+SIDE = 3  # tokens of one pixel
+NUM_TOKENS = SIDE * SIDE
+STEPS, BATCH_SIZE = 900, 64
+CLOSE = 0.08  # how far above the optimum a trained network's loss may lie, as a share of it; found: 0.02 to 0.07
+TIMES = (200, 300)  # of 1000; where noise and data are of one size, so that places and neighbours tell most
+HALF = PatchMask(strategy="patch", ratio=0.5)
+
+
+def gaussian() -> tuple[np.ndarray, np.ndarray]:
+    """Mean `[N]`, another for each place, and covariance `[N, N]`, largest between neighbours; hardly ever beyond 1."""
+    place = np.stack(np.divmod(np.arange(NUM_TOKENS), SIDE), axis=1)
+    distance = ((place[:, None] - place) ** 2).sum(2)
+    mean = np.random.default_rng(0).uniform(-0.2, 0.2, NUM_TOKENS)
+    return mean, 0.2**2 * (0.9 * np.exp(-distance / 6) + 0.1 * np.eye(NUM_TOKENS))
+
+
+def draw_images(count: int, seed: int) -> np.ndarray:
+    """uint8 `[count, 1, SIDE, SIDE]`."""
+    values = np.random.default_rng(seed).multivariate_normal(*gaussian(), count)
+    return ((values + 1) * 127.5).round().clip(0, 255).astype(np.uint8).reshape(count, 1, SIDE, SIDE)
+
+
+class BestDenoiser(nn.Module):
+    """What no network can beat on x_0 ~ N(mean, covariance), knowing the kept tokens alone: the conditional mean.
+
+    With x_t = a x_0 + s eps: E[eps | x_t] = s (a^2 C + s^2 I)^-1 (x_t - a m), with the mean m and the covariance C of
+    the kept tokens. v is then (E[eps | x_t] - s x_t) / a.
+    """
+
+    def __init__(self, schedule: Any, mean: np.ndarray, covariance: np.ndarray) -> None:
+        super().__init__()
+        rounding = (2 / 255) ** 2 / 12  # the variance that 8-bit pixels add: 4e-6
+        self.schedule, self.mean = schedule, torch.from_numpy(mean)
+        self.covariance = torch.from_numpy(covariance) + rounding * torch.eye(len(mean), dtype=torch.double)
+
+    def forward(self, x_t: Tensor, t: Tensor, ids_keep: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        ids = torch.arange(NUM_TOKENS).expand(len(x_t), -1) if ids_keep is None else ids_keep
+        abar = self.schedule.alphas_cumprod.double()[t][:, None, None]
+        centred = x_t - abar.sqrt() * self.mean[ids][..., None]
+        eps = (1 - abar).sqrt() * torch.linalg.solve(self.noisy_covariance(abar, ids), centred)
+        if self.schedule.config.prediction_type == "epsilon":
+            return eps
+        return (eps - (1 - abar).sqrt() * x_t) / abar.sqrt()
+
+    def loss(self, t: Tensor, ids: Tensor) -> float:
+        """Its mean squared error, in closed form: in eps 1 - s^2 tr((a^2 C + s^2 I)^-1) / S, in v that over a^2."""
+        abar = self.schedule.alphas_cumprod.double()[t][:, None, None]
+        inverse = torch.linalg.inv(self.noisy_covariance(abar, ids))
+        epsilon = 1 - (1 - abar) * inverse.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        return (epsilon if self.schedule.config.prediction_type == "epsilon" else epsilon / abar).mean().item()
+
+    def noisy_covariance(self, abar: Tensor, ids: Tensor) -> Tensor:
+        return abar * self.covariance[ids[:, :, None], ids[:, None, :]] + (1 - abar) * torch.eye(ids.shape[1])
+
+
+def without_places() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the tokens in random order: what a denoiser knows that is not told the places."""
+    mean, covariance = gaussian()
+    second = covariance + np.outer(mean, mean)
+    variance, between = np.trace(second) / NUM_TOKENS, (second.sum() - np.trace(second)) / (NUM_TOKENS**2 - NUM_TOKENS)
+    shuffled = between + (variance - between) * np.eye(NUM_TOKENS) - mean.mean() ** 2
+    return np.full(NUM_TOKENS, mean.mean()), shuffled
+
+
+def without_neighbours() -> tuple[np.ndarray, np.ndarray]:
+    """What a denoiser knows that sees one token at a time, and its place."""
+    mean, covariance = gaussian()
+    return mean, np.diag(np.diag(covariance))
+
+
+def new_network() -> UViT:
+    return UViT(image_size=(SIDE, SIDE), patch_size=1, in_channels=1, embed_dim=32, depth=3, num_heads=2)
+
+
+def train(schedule: Any, mask: Mask | None, folder: Path) -> UViT:
+    """The averaged weights of one phase of the real trainer."""
+    settings = Optimisation(
+        optimizer="adamw",
+        lr=3e-3,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        grad_clip=1.0,
+        warmup=0.05,
+        decay=0.5,
+        ema_horizon=0.05,
+        hflip=0.0,
+        min_snr_gamma=None,
+    )
+    plan = PhasePlan(
+        stage="pretrain",
+        index=0,
+        mask=mask,
+        positions=True,
+        effective_mask_ratio=0.0,
+        batch_size=BATCH_SIZE,
+        steps=STEPS,
+        optimisation=settings,
+        flops_per_image=1.0,
+        optimizer_flops=0.0,
+        start_images=0,
+        start_flops=0.0,
+        heldout_steps=(STEPS,),
+        snapshot_steps={},
+        handover=None,
+        schedule_offset=0.0,
+        schedule_steps=STEPS,
+    )
+    data = PreparedData(draw_images(50_000, seed=1), None, {"train": 50_000})
+    return PhaseTrainer(new_network(), schedule, data, plan, lambda _: 0.0, 0, folder, lambda _: None).run().network
+
+
+class Judge:
+    """Mean losses of denoisers at one time step, on the same new images, masks and noise."""
+
+    def __init__(self, schedule: Any, mask: Mask | None, t: int, count: int = 4000) -> None:
+        random = generator("cpu", 0, "judge", t)
+        x_0 = to_unit_range(torch.from_numpy(draw_images(count, seed=2))).reshape(count, NUM_TOKENS, 1)
+        self.schedule, self.t = schedule, torch.full((count,), t)
+        self.ids = None if mask is None else draw_ids_keep(mask, (SIDE, SIDE), count, random)
+        self.x_0 = x_0 if self.ids is None else gather_tokens(x_0, self.ids)
+        self.noise = torch.randn(self.x_0.shape, generator=random)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: nn.Module, told: Tensor | None = None) -> float:
+        """The loss of `denoiser`; `told`: the places that it is told, if they are not the true ones."""
+        told = self.ids if told is None else told
+        return denoising_loss(denoiser, self.schedule, self.x_0, self.t, self.noise, told).mean().item()
+
+
+@pytest.mark.parametrize("mask", [None, HALF], ids=["dense", "masked"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_trained_network_comes_close_to_the_best_denoiser(
+    prediction_type: str, mask: Mask | None, tmp_path: Path
+) -> None:
+    schedule = noise_schedule(1000, "squaredcos_cap_v2", prediction_type)
+    untrained = new_network()
+    network = train(schedule, mask, tmp_path)
+    best = BestDenoiser(schedule, *gaussian())
+    for t in TIMES:
+        loss = Judge(schedule, mask, t)
+        optimum = loss(best)
+        blind = BestDenoiser(schedule, *without_places()), BestDenoiser(schedule, *without_neighbours())
+        excess = loss(network) / optimum - 1
+        # Not below it either: that would be a network that sees what the mask removed.
+        assert -0.005 < excess < CLOSE
+        assert all(3 * excess < loss(other) / optimum - 1 for other in (untrained, *blind))
+        if loss.ids is not None:  # a network that does not heed places would not mind false ones
+            assert loss(network, told=loss.ids.flip(1)) > loss(blind[0])
+
+
+@pytest.mark.parametrize("mask", [None, HALF], ids=["dense", "masked"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_best_denoiser_has_the_loss_of_the_closed_form(prediction_type: str, mask: Mask | None) -> None:
+    schedule = noise_schedule(1000, "squaredcos_cap_v2", prediction_type)
+    best = BestDenoiser(schedule, *gaussian())
+    for t in TIMES:
+        loss = Judge(schedule, mask, t)
+        ids = torch.arange(NUM_TOKENS).expand(len(loss.t), -1) if loss.ids is None else loss.ids
+        assert loss(best) == pytest.approx(best.loss(loss.t, ids), rel=0.03)
+
+
+def test_a_removed_token_is_worth_something() -> None:
+    """Else the loss could not tell a masked network from one that sees everything."""
+    schedule = noise_schedule(1000, "squaredcos_cap_v2", "epsilon")
+    best = BestDenoiser(schedule, *gaussian())
+    for t in TIMES:
+        masked, dense = Judge(schedule, HALF, t), Judge(schedule, None, t)
+        assert masked(best) > 1.1 * dense(best)
