@@ -15,11 +15,11 @@ from maskdm.engine.workers import add_workers, count_workers, run_all
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.paths import ROOT, STUDY
 from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import remove_records
+from maskdm.tracking.records import fold_records
 
 
 def main() -> None:
-    """Train and judge what is missing; write `records/study/<part>/`."""
+    """Train and judge what is missing; write `records/study/<part>.jsonl`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part")
     add_workers(parser, "trials at a time")
@@ -34,7 +34,7 @@ def main() -> None:
         missing = keep_known(Project.open(ALONE), tasks)
         for _ in run_all(run, missing, workers, unit="trial"):
             pass
-        remove_records(ROOT, "study", {task.key for task in tasks}, under=chosen.part)  # of arms that it had
+        fold_records(ROOT, "study", chosen.part, keep={task.key for task in tasks})
 
 
 if __name__ == "__main__":

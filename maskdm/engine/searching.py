@@ -49,7 +49,7 @@ from maskdm.search import (
     run_trials,
     trials_frame,
 )
-from maskdm.tracking.records import Record, Stage, read_record, remove_records
+from maskdm.tracking.records import Record, Stage, fold_records, read_record
 from maskdm.training.loop import Row
 from maskdm.training.plan import plan_finetune
 
@@ -293,7 +293,8 @@ def write_results(found: Search) -> None:
     write_best(found.place.reports / "best.yaml", params, phases_of(best, space, params.grid))
     complete = trials.loc[trials["state"] == "complete", "trial"]  # a pruned one has no record; an earlier study's may
     keys = {f"trials/{number:04d}" for number in complete} | set(found.confirmations(study))
-    remove_records(ROOT, found.place.stage, keys)
+    for folder in ("trials", "confirm"):
+        fold_records(ROOT, found.place.stage, folder, keep=keys)
 
 
 def write_best(path: Path, params: Params, phases: tuple[MaskedPhase, ...]) -> None:

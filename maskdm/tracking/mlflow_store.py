@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.files import expanded, sqlite_path, sqlite_url
-from maskdm.tracking.records import Machine, Record, dvc_state, git_state, read_records, record_path
+from maskdm.tracking.records import Machine, Record, dvc_state, git_state, read_records
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -187,7 +187,7 @@ def _sync_run(root: Path, store: "Store", record: Record, machine: Machine | Non
     if machine:
         run.log_machine(machine, max(times, default=started))
     if run.changed:
-        run.log_artifact(record_path(root, record.stage, record.key))
+        run.log_json(f"{Path(record.key).name}.json", asdict(record))
         run.close("FINISHED", max(times, default=started))
     return run.changed
 
@@ -323,6 +323,10 @@ class StoredRun:
     def log_artifact(self, path: Path) -> None:
         """Attach a file; one of the same name is replaced."""
         self._client.log_artifact(self.run_id, str(path))
+
+    def log_json(self, name: str, content: dict[str, Any]) -> None:
+        """Attach a JSON file of this name."""
+        self._client.log_text(self.run_id, json.dumps(content, indent=1, sort_keys=True), name)
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import write_atomically
+from maskdm.runtime.files import write_atomically, write_text
 from maskdm.runtime.threads import count_cores
 from maskdm.runtime.units import percent
 
@@ -96,11 +97,21 @@ class StepTimes:
         return f"{name}{shared} ({commit}spread {percent(self.spread)})"
 
 
-R = TypeVar("R", Record, Machine, StepTimes)
+@dataclass(frozen=True)
+class Folded:
+    """A line of a comparison's file."""
+
+    record: Record
+    machine: Machine | None
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+R = TypeVar("R", Record, Machine, StepTimes, Folded)
 
 
 def record_path(root: Path, stage: str, key: str) -> Path:
-    """`records/<stage>/<key>.json` below `root`."""
+    """`records/<stage>/<key>.json` below `root`: of a stage, or of a trial whose comparison is not complete."""
     return root / "records" / stage / f"{key}.json"
 
 
@@ -127,18 +138,49 @@ def read_records(root: Path, stages: tuple[Stage, ...] = get_args(Stage)) -> lis
     Raises:
         MaskDMError: a file is not valid JSON, or not a record.
     """
-    paths = [path for stage in stages for path in sorted((root / "records" / stage).rglob("*.json"))]
-    return [_read_pair(path) for path in paths if not path.match("*.machine.json")]
+    found: list[tuple[Record, Machine | None]] = []
+    for stage in stages:
+        folder = root / "records" / stage
+        # A trial's own files are newer than its line: it has been done again, or was not folded in yet.
+        pairs = {pair[0].key: pair for path in sorted(folder.glob("*.jsonl")) for pair in _read_folded(path)}
+        paths = [path for path in sorted(folder.rglob("*.json")) if not path.match("*.machine.json")]
+        pairs |= {pair[0].key: pair for pair in map(_read_pair, paths)}
+        found += [pairs[key] for key in sorted(pairs)]
+    return found
 
 
 def read_record(root: Path, stage: Stage, key: str) -> tuple[Record, Machine | None] | None:
-    """One record, as `read_records` has it; None if there is no such file.
+    """One record, as `read_records` has it; None if there is none.
 
     Raises:
         MaskDMError: the file is not valid JSON, or not a record.
     """
     path = record_path(root, stage, key)
-    return _read_pair(path) if path.is_file() else None
+    if path.is_file():
+        return _read_pair(path)
+    folded = _folded_path(root, stage, str(Path(key).parent))
+    return next((pair for pair in _read_folded(folded) if pair[0].key == key), None) if folded.is_file() else None
+
+
+def fold_records(root: Path, stage: Stage, folder: str, keep: Collection[str]) -> None:
+    """Put the trials of a comparison into one file, `records/<stage>/<folder>.jsonl`: a line a trial, in order of keys.
+
+    A line holds the record and its machine part. A kill leaves the files of the trials, or both.
+
+    Args:
+        root: the project.
+        stage: of the records.
+        folder: that their keys begin with.
+        keep: the keys to keep; others are of trials that the comparison had once.
+
+    Raises:
+        MaskDMError: a record is damaged, or the disk does not take the file.
+    """
+    pairs = [(r, m) for r, m in read_records(root, (stage,)) if Path(r.key).parent == Path(folder) and r.key in keep]
+    lines = [{"record": asdict(record), "machine": machine and asdict(machine)} for record, machine in pairs]
+    text = "".join(json.dumps(line, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n" for line in lines)
+    write_text(_folded_path(root, stage, folder), text)
+    shutil.rmtree(root / "records" / stage / folder, ignore_errors=True)
 
 
 def write_step_times(path: Path, times: StepTimes) -> None:
@@ -162,12 +204,16 @@ def read_step_times(path: Path) -> StepTimes:
     return _read(path, StepTimes)
 
 
-def remove_records(root: Path, stage: Stage, keep: Collection[str], under: str = "") -> None:
-    """Delete the records of a stage, of those whose key begins with the folder `under`, except the keys `keep`."""
-    folder = root / "records" / stage
-    for path in sorted((folder / under).rglob("*.json")):
-        if str(path.relative_to(folder)).removesuffix(".json").removesuffix(".machine") not in keep:
-            path.unlink()
+def _folded_path(root: Path, stage: str, folder: str) -> Path:
+    return root / "records" / stage / f"{folder}.jsonl"
+
+
+def _read_folded(path: Path) -> list[tuple[Record, Machine | None]]:
+    pairs = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        pair = _parse(f"{path}: line {number}", line, Folded)
+        pairs.append((pair.record, pair.machine))
+    return pairs
 
 
 def _read_pair(path: Path) -> tuple[Record, Machine | None]:
@@ -202,13 +248,17 @@ def _to_json(path: Path, content: Record | Machine | StepTimes) -> bytes:
 
 
 def _read(path: Path, kind: type[R]) -> R:
+    return _parse(str(path), path.read_bytes(), kind)
+
+
+def _parse(where: str, content: bytes, kind: type[R]) -> R:
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"])
         raise MaskDMError(
-            f"{path}: not a valid record: {where + ': ' if where else ''}{problem['msg']}; restore it with git, or "
+            f"{where}: not a valid record: {key + ': ' if key else ''}{problem['msg']}; restore it with git, or "
             "delete it, and what it records is done again"
         ) from None
 

@@ -16,8 +16,10 @@ from maskdm.tracking.records import (
     Record,
     Stage,
     dvc_state,
+    fold_records,
     git_state,
     hardware,
+    read_record,
     read_records,
     record_path,
     write_record,
@@ -216,3 +218,47 @@ def test_the_hardware_can_be_written_to_a_record() -> None:
     assert found["precision"] == "float32"
     assert found["torch"] == str(torch.__version__)
     assert 1 <= found["cores"] <= (os.cpu_count() or 1)
+
+
+# --- one file a comparison ----------------------------------------------------------------------------------
+
+
+def write_trials(root: Path, *keys: str) -> None:
+    for key in keys:
+        write_record(root, replace(RECORD, stage="study", key=key), MACHINE)
+
+
+def test_the_trials_of_a_comparison_become_one_file_and_come_back_exactly(tmp_path: Path) -> None:
+    write_trials(tmp_path, "masks/b-1", "masks/a-1", "masks/old-1", "curves/a-1")
+    before = read_records(tmp_path)
+    fold_records(tmp_path, "study", "masks", keep={"masks/a-1", "masks/b-1"})
+    after = read_records(tmp_path)
+    assert after == [pair for pair in before if pair[0].key != "masks/old-1"]
+    assert read_record(tmp_path, "study", "masks/b-1") == after[-1]
+    assert read_record(tmp_path, "study", "masks/old-1") is None
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json*")}
+    assert files == {f"records/study/{name}" for name in ("masks.jsonl", "curves/a-1.json", "curves/a-1.machine.json")}
+    content = (tmp_path / "records" / "study" / "masks.jsonl").read_bytes()
+    fold_records(tmp_path, "study", "masks", keep={"masks/a-1", "masks/b-1"})
+    assert (tmp_path / "records" / "study" / "masks.jsonl").read_bytes() == content
+
+
+def test_a_trial_that_is_done_again_replaces_its_line(tmp_path: Path) -> None:
+    write_trials(tmp_path, "masks/a-1", "masks/b-1")
+    fold_records(tmp_path, "study", "masks", keep={"masks/a-1", "masks/b-1"})
+    again = replace(RECORD, stage="study", key="masks/a-1", identity="another")
+    write_record(tmp_path, again, MACHINE)
+    assert [record.identity for record, _ in read_records(tmp_path)] == ["another", RECORD.identity]
+    fold_records(tmp_path, "study", "masks", keep={"masks/a-1", "masks/b-1"})
+    assert read_record(tmp_path, "study", "masks/a-1") == (again, read_records(tmp_path)[0][1])
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    write_trials(tmp_path, "masks/a-1", "masks/b-1")
+    fold_records(tmp_path, "study", "masks", keep={"masks/a-1", "masks/b-1"})
+    path = tmp_path / "records" / "study" / "masks.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(
+        MaskDMError, match=r"masks.jsonl: line 2: not a valid record: .*; restore it with git, or delete"
+    ):
+        read_records(tmp_path)
