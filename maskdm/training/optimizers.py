@@ -49,7 +49,8 @@ def update(
         optimizer.step()
         optimizer.zero_grad()
     decay = ema_decay(settings, step, steps)
-    torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
+    with torch.no_grad():  # else each average would keep the autograd nodes of all steps before it
+        torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
     return norm.detach()
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -31,6 +32,17 @@ from tests.workspace import make_workspace
 BUDGET = {"train_flops": 6e9, "snapshots": [0.5, 1.0]}  # 240 and 120 steps: time to interrupt the second phase
 
 
+ON_CORES = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_cores() -> Iterator[None]:
+    """Several processes share the cores: a machine with one GPU would refuse them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with its data and its reference."""
@@ -48,7 +60,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launched(folder: Path, *arguments: str, processes: str = "2", expect: int = 0) -> str:
     """What the command of dvc.yaml says with so many processes."""
     arguments = (sys.executable, "-m", "pipeline.launch", *arguments)
-    return command(folder, *arguments, expect=expect, MASKDM_PROCESSES=processes)
+    return command(folder, *arguments, expect=expect, MASKDM_PROCESSES=processes, CUDA_VISIBLE_DEVICES="")
 
 
 def record(folder: Path, stage: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,7 +81,7 @@ def test_an_interrupted_training_of_two_processes_goes_on_and_ends_like_that_of_
     interrupted = subprocess.Popen(
         [sys.executable, "-m", "pipeline.launch", "pretrain", "staged"],
         cwd=project,
-        env=ENVIRONMENT | {"MASKDM_PROCESSES": "2"},
+        env=ON_CORES | {"MASKDM_PROCESSES": "2"},
         text=True,
         stderr=subprocess.PIPE,
     )

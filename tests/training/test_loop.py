@@ -309,6 +309,13 @@ def test_the_averaged_weights_are_a_weighted_mean_of_the_trained_ones(make_train
     torch.testing.assert_close(trainer.ema.head.bias.double(), expected, rtol=1e-5, atol=1e-8)
 
 
+def test_averaging_keeps_nothing_of_the_steps(make_trainer: MakeTrainer) -> None:
+    """Weights with a gradient function would hold on to every step before: memory that grows with the training."""
+    trainer = make_trainer()
+    trainer.run()
+    assert not any(weight.requires_grad or weight.grad_fn for weight in trainer.ema.parameters())
+
+
 def test_the_heldout_loss_is_measured_on_the_averaged_weights(make_trainer: MakeTrainer) -> None:
     seen: list[nn.Module] = []
 
