@@ -13,7 +13,6 @@ import sys
 from maskdm.engine.launch import count_processes, start_processes
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 
-VARIABLE = "MASKDM_PROCESSES"
 STAGES = ("step_time", "pretrain", "finetune", "evaluate")
 
 

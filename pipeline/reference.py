@@ -12,9 +12,7 @@ from maskdm.evaluation.metrics import build_reference, check_reference, floor, f
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_atomically
-from maskdm.runtime.paths import PREPARED, REFERENCE, ROOT
-
-RECORD = ROOT / "records" / "reference.json"
+from maskdm.runtime.paths import PREPARED, REFERENCE, REFERENCE_RECORD, ROOT
 
 
 def main() -> None:
@@ -41,7 +39,7 @@ def main() -> None:
             "data_sha256": reference.key.data_sha256,
         }
         content = json.dumps(record, indent=1, sort_keys=True) + "\n"
-        write_atomically(RECORD, lambda file: file.write(content.encode()))
+        write_atomically(REFERENCE_RECORD, lambda file: file.write(content.encode()))
 
 
 if __name__ == "__main__":

@@ -7,18 +7,13 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.reporting import figures
 from maskdm.reporting.analysis import arms_table, distances, heldout_losses
 from maskdm.reporting.page import CAPTIONS, markdown
-from maskdm.reporting.report import draw
+from maskdm.reporting.report import WRITTEN, draw
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import reading, write_csv, write_text
-from maskdm.runtime.paths import PREPARED, ROOT, STEP_TIME
+from maskdm.runtime.paths import PREPARED, REFERENCE_RECORD, ROOT, STEP_TIME
 from maskdm.tracking.records import read_records, read_step_times
 
-REFERENCE = ROOT / "records" / "reference.json"
-MASKS = ROOT / "runs" / "masks.npz"
 REPORTS = ROOT / "reports"
-WRITTEN = "`dvc repro` writes it"
-PANEL = 64  # images of a sample grid
-MASKED_IMAGES = 10  # columns of the figure of the masks
 
 
 def main() -> None:
@@ -27,8 +22,8 @@ def main() -> None:
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
         records = read_records(ROOT, ("pretrain", "finetune", "evaluate"))
-        with reading(REFERENCE, WRITTEN):
-            reference = json.loads(REFERENCE.read_text(encoding="utf-8"))
+        with reading(REFERENCE_RECORD, WRITTEN):
+            reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
         times = read_step_times(STEP_TIME)
         losses = heldout_losses(params, records, times)
         measured = distances(params, records, reference, losses)

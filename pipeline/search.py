@@ -2,15 +2,12 @@
 
 python -m pipeline.search [--large] [--workers N] [--join]
 
-Workers are processes of one GPU, or of some cores, each. They train the trials, then the best of them, the paper's
-default and scratch with seeds that the search never saw. The same command goes on after a kill, and does nothing that
-is done. MASKDM_SEARCH_STORAGE names a database in which several machines share the study; --join works and leaves the
-results to the stage.
+The same command goes on after a kill, and does nothing that is done. MASKDM_SEARCH_STORAGE names a database in which
+several machines share the study; --join works and leaves the results to the stage.
 """
 
 import argparse
 import signal
-from typing import TYPE_CHECKING
 
 from maskdm.engine.judge import Judge
 from maskdm.engine.project import exclusive
@@ -21,9 +18,6 @@ from maskdm.search import (
     one_line_failures,
     revive,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> None:

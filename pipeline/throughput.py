@@ -1,12 +1,7 @@
 """DVC stage `throughput` of the study: speed and memory of a training step with each mask, against what FLOPs promise.
 
-python -m pipeline.throughput
-
-The speed is what the stage `step_time` measured. The memory of a mask is measured in a process of its own: what that
-holds beyond what it holds before the first step.
+The speed is what the stage `step_time` measured.
 """
-
-from typing import Any
 
 import pandas as pd
 
@@ -19,8 +14,6 @@ from maskdm.runtime.files import write_csv
 from maskdm.runtime.paths import ROOT, STUDY, STUDY_REPORTS, STUDY_STEP_TIME
 from maskdm.tracking.records import read_step_times
 from maskdm.training.plan import arm_plans
-
-Row = dict[str, Any]
 
 PART = "masks"  # whose masks are measured
 TABLE = STUDY_REPORTS / "throughput.csv"

@@ -1,4 +1,4 @@
-"""DVC stage `evaluate@<arm>`: samples of every snapshot of an arm against real images.
+"""Samples of every snapshot of an arm against real images.
 
 A snapshot's row is kept in the work folder as soon as it is known, so that a kill costs one snapshot at most. Several
 processes draw and look at a share of the samples each; the main one measures, holds the work folder and writes.

@@ -1,10 +1,4 @@
-"""Runs a stage in as many processes as this machine has GPUs, or as the variable MASKDM_PROCESSES says.
-
-python -m pipeline.launch STAGE [KEY]
-
-The command is the same for any number of processes, so that DVC does not take another number for a change. Within
-torchrun, which starts the processes of several machines, it runs the stage as it is.
-"""
+"""How many processes share a stage on this machine, and their start through torchrun."""
 
 import logging
 import os
@@ -14,7 +8,6 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.threads import count_cores
 
 VARIABLE = "MASKDM_PROCESSES"
-STAGES = ("step_time", "pretrain", "finetune", "evaluate")
 
 
 def count_processes() -> int:

@@ -1,11 +1,7 @@
-"""DVC stages `search` and `large_search`: which pre-training is best at equal compute, and whether that holds.
-
-python -m pipeline.search [--large] [--workers N] [--join]
+"""A search at work: its workers, what each trial trains, the runs that confirm the best, and the results.
 
 Workers are processes of one GPU, or of some cores, each. They train the trials, then the best of them, the paper's
-default and scratch with seeds that the search never saw. The same command goes on after a kill, and does nothing that
-is done. MASKDM_SEARCH_STORAGE names a database in which several machines share the study; --join works and leaves the
-results to the stage.
+default and scratch with seeds that the search never saw.
 """
 
 import os

@@ -1,9 +1,4 @@
-"""DVC stage `part@<name>` of the study: every arm of one part of `study/params.yaml`, with every seed.
-
-python -m pipeline.study PART [--workers N]
-
-A trial that is recorded, in this part or in another one, is not trained again; one that was killed goes on.
-"""
+"""The trials of one part of the study: which are recorded, under whatever name, and which are to be trained."""
 
 from dataclasses import dataclass, replace
 

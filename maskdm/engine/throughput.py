@@ -1,9 +1,6 @@
-"""DVC stage `throughput` of the study: speed and memory of a training step with each mask, against what FLOPs promise.
+"""Speed and memory of a training step with a mask.
 
-python -m pipeline.throughput
-
-The speed is what the stage `step_time` measured. The memory of a mask is measured in a process of its own: what that
-holds beyond what it holds before the first step.
+The memory is measured in a process of its own: what that holds beyond what it holds before the first step.
 """
 
 import math
@@ -13,13 +10,10 @@ from maskdm.config.reading import load_params, load_recipe
 from maskdm.engine.dry_run import training_step
 from maskdm.engine.step_time import WARM_UP
 from maskdm.runtime.device import choose_device
-from maskdm.runtime.paths import ROOT, STUDY_REPORTS
+from maskdm.runtime.paths import ROOT
 from maskdm.training.plan import PhasePlan, peak_memory_bytes
 
 Row = dict[str, Any]
-
-PART = "masks"  # whose masks are measured
-TABLE = STUDY_REPORTS / "throughput.csv"
 
 
 def measure_memory(task: tuple[str, PhasePlan]) -> tuple[str, int]:

@@ -26,8 +26,6 @@ from maskdm.training.checkpoint import save_snapshot, snapshot_folder
 from maskdm.training.loop import Row
 from maskdm.training.plan import PhasePlan, peak_memory_bytes, plan_finetune
 
-SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")
-
 Watch = Callable[[Row], None]
 
 
@@ -113,7 +111,7 @@ def run_trial(
             trained = train.train_phases(project, plans, start, folder, run.log_history, watch)
             memory = peak_memory_bytes(project.device)  # before judging, which takes more than small networks do
             history, seconds = trained.history, trained.seconds
-            summary = {name: history[-1][name] for name in SUMMARY}
+            summary = {name: history[-1][name] for name in train.SUMMARY}
             if judged:
                 rows = judge_snapshots(project, arm, trained, folder)
                 flops = [row["train_flops"] for row in history]

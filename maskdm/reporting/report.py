@@ -1,4 +1,4 @@
-"""DVC stage `report`: tables, figures and the answer, from the settings, the run records and the samples."""
+"""The figures of the report, from tables, samples and drawn masks."""
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,7 @@ from maskdm.runtime.files import reading
 from maskdm.runtime.paths import ROOT
 from maskdm.runtime.units import percent
 
-REFERENCE = ROOT / "records" / "reference.json"
 MASKS = ROOT / "runs" / "masks.npz"
-REPORTS = ROOT / "reports"
 WRITTEN = "`dvc repro` writes it"
 PANEL = 64  # images of a sample grid
 MASKED_IMAGES = 10  # columns of the figure of the masks

@@ -1,7 +1,4 @@
-"""DVC stages `search_report` and `large_search_report`: what a search came to, from its tables and records.
-
-python -m pipeline.search_report [--large]
-"""
+"""The tables of a search as they were written, and its figures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""DVC stage `study_report`: `reports/study.md`, its tables and figures, of the parts that were run."""
+"""The tables and figures of a part of the study, and what the page says of it."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,10 +8,8 @@ from maskdm.reporting import figures, search_page, study_figures, study_page
 from maskdm.reporting.analysis import Records
 from maskdm.reporting.study_analysis import curves, summary
 from maskdm.runtime.files import write_csv
-from maskdm.runtime.paths import ROOT, STUDY_REPORTS
+from maskdm.runtime.paths import STUDY_REPORTS
 from maskdm.tracking.records import StepTimes, distance_metric
-
-REPORT = ROOT / "reports" / "study.md"
 
 
 def is_complete(name: str, part: Part, records: Records) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path()  # stages run in the project's root, as DVC does
 PREPARED = ROOT / "data" / "prepared"
 REFERENCE = ROOT / "data" / "reference"
+REFERENCE_RECORD = ROOT / "records" / "reference.json"
 STEP_TIME = ROOT / "records" / "step_time.json"
 STUDY = ROOT / "study" / "params.yaml"
 STUDY_REPORTS = ROOT / "reports" / "study"

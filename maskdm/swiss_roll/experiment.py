@@ -1,11 +1,10 @@
-"""DVC stage `swiss_roll` of `study/dvc.yaml`: the paper's Figure 1, and the same comparison at equal compute.
+"""Both arms of the Swiss roll with every seed, their distances, and the panels of the figure.
 
 The samples of an arm are kept in the work folder as soon as they are drawn and stay there, so that a kill costs one
 training at most and an edit of the figures none.
 """
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -32,7 +31,6 @@ from maskdm.swiss_roll.training import (
 from maskdm.training.bfloat16 import quick_products
 
 TRUE_POINTS = 5_000  # evenly spaced, so that they add no chance of their own to a distance
-ARMS: tuple[Arm, ...] = get_args(Arm)
 
 Row = tuple[str, int, int | None, float | None, float]  # arm, seed, step, train_flops, sliced_wasserstein
 Runs = dict[tuple[Arm, int], Samples]  # of each arm and seed
