@@ -1,0 +1,218 @@
+"""Do the stages of a GPU profile run on this machine? `celeba64` on made-up images, with a small part of its budget.
+
+python -m tests.gpu FOLDER [--train-flops 2e15] [--code CHECKOUT]
+
+Runs prepare, reference, masks, pretrain, finetune, evaluate and report for all arms. Beside them it trains the first
+masked phase and the dense one again, whole (with the code of another checkout, if one is named) and killed in the
+middle, which must give the same weights bit for bit, and an arm with the recipe `tuned`. Prints a line a check; the
+stages share the GPU, so that times mean little here.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+
+from tests.imports import PROJECT
+
+IMAGES, HELDOUT = 3000, 600
+AT_A_TIME = 6  # jobs that share the GPU: each holds 10 GB
+USUAL, OFTEN = "CHECKPOINT_SECONDS = 30.0", "CHECKPOINT_SECONDS = 1.0"
+
+
+class Checks:
+    """What was found, printed as it is found."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.found, self.began, self.lock = path, dict[str, Any](), time.monotonic(), threading.Lock()
+
+    def __call__(self, name: str, passed: bool, **details: Any) -> None:
+        with self.lock:
+            self.found[name] = {"passed": bool(passed), **details}
+            self.path.write_text(json.dumps(self.found, indent=1))
+            said = " ".join(f"{key}={value}" for key, value in details.items())
+            print(f"{time.monotonic() - self.began:6.1f} s {'ok  ' if passed else 'FAIL'} {name} {said}", flush=True)
+
+
+def main() -> None:
+    """Run everything; exit 1 if a check fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train-flops", type=float, default=2e15)
+    parser.add_argument("--code", type=Path, default=PROJECT)
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    whole = folder / "whole"
+    make_project(whole, arguments.train_flops)
+    make_images(whole / "data" / "raw" / "celeba")
+    check = Checks(folder / "checks.json")
+    for name in ("prepare", "reference", "masks"):
+        stage(check, whole, name)
+    copies = {name: folder / name for name in ("again", "killed", "tuned")}
+    for name, copy in copies.items():
+        code = arguments.code.resolve() if name == "again" else PROJECT
+        make_project(
+            copy, arguments.train_flops * (1.5 if name == "tuned" else 1), code, name == "tuned", name == "killed"
+        )
+        for made in ("data/prepared", "data/reference"):
+            shutil.copytree(whole / made, copy / made)
+    arms = list(YAML().load(whole / "params.yaml")["arms"])
+    jobs = [  # the longest first
+        partial(chain, check, copies["tuned"], arms[1]),
+        partial(killed, check, copies["killed"], arms[1]),
+        partial(again, check, copies["again"], arms[1]),
+        *(partial(chain, check, whole, arm) for arm in reversed(arms)),
+    ]
+    with ThreadPool(AT_A_TIME) as pool:
+        pool.map(lambda job: job(), jobs, chunksize=1)
+    for name, path in {"masked": f"pretrain/{arms[1]}", "dense": "finetune/scratch"}.items():
+        of = {project.name: sha256(project / "runs" / path) for project in (whole, copies["again"], copies["killed"])}
+        check(f"the same seed gives the same weights, {name}", of["whole"] == of["again"] != "", **of)
+        check(f"a killed run ends with the same weights, {name}", of["whole"] == of["killed"] != "")
+    stage(check, whole, "report")
+    sys.exit(not all(found["passed"] for found in check.found.values()))
+
+
+def chain(check: Checks, folder: Path, arm: str) -> None:
+    """Every stage of an arm."""
+    key = YAML().load(folder / "params.yaml")["arms"][arm]["pretrain"]
+    for arguments in (("pretrain", key), ("finetune", arm), ("evaluate", arm)):
+        stage(check, folder, "launch", *arguments)
+    losses(check, folder, arm, key)
+
+
+def losses(check: Checks, folder: Path, arm: str, key: str) -> None:
+    """Did the loss fall, from the first row of each stage to its last?"""
+    for name, path in (("pretrain", key), ("finetune", arm)):
+        record = folder / "records" / name / f"{path}.json"
+        rows = json.loads(record.read_text())["history"] if record.is_file() else []
+        if name == "pretrain" and key == "none":
+            continue
+        machine = json.loads(record.with_suffix(".machine.json").read_text()) if rows else {}
+        ends = {kind: [round(row[kind], 4) for row in (rows[0], rows[-1])] for kind in ("loss", "heldout_loss") if rows}
+        about = {what: machine.get(what) for what in ("images_per_second", "peak_memory_bytes", "stage_seconds")}
+        fell = bool(rows) and ends["heldout_loss"][1] < ends["heldout_loss"][0]
+        check(f"{folder.name}: the loss falls, {name} {path}", fell, ends=ends, rows=len(rows), **about)
+
+
+def again(check: Checks, folder: Path, arm: str) -> None:
+    """The same training once more."""
+    for arguments in (("pretrain", arm), ("pretrain", "none"), ("finetune", "scratch")):
+        stage(check, folder, "launch", *arguments)
+
+
+def killed(check: Checks, folder: Path, arm: str) -> None:
+    """Trains with SIGKILL in the middle, then to the end."""
+    stage(check, folder, "launch", "pretrain", "none")
+    for arguments in (("pretrain", arm), ("finetune", "scratch")):
+        with (folder / "killed.log").open("a") as log:
+            process = subprocess.Popen(
+                command("launch", *arguments), cwd=folder, env=environment(), stderr=log, stdout=log
+            )
+            deadline, seen = time.monotonic() + 150, list[Path]()
+            while time.monotonic() < deadline and process.poll() is None and not seen:
+                seen = list((folder / "work").glob(f"{arguments[0]}-*/*/phase0.pt"))
+                time.sleep(0.01)
+            time.sleep(1.5)  # some steps beyond the checkpoint
+            process.send_signal(signal.SIGKILL)
+            status = process.wait()
+        saved = (
+            torch.load(seen[0], weights_only=True, map_location="cpu")["step"] if seen and seen[0].exists() else None
+        )
+        check(f"killed in {' '.join(arguments)}", status == -signal.SIGKILL and saved is not None, saved_step=saved)
+        stage(check, folder, "launch", *arguments)
+
+
+def stage(check: Checks, folder: Path, *arguments: str) -> None:
+    """Run one stage; what it prints goes to a log."""
+    began = time.monotonic()
+    done = subprocess.run(
+        command(*arguments), cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with (folder / "stages.log").open("a") as log:
+        log.write(f"=== {' '.join(arguments)}\n{done.stdout}\n")
+    said = "" if done.returncode == 0 else done.stdout[-1500:]
+    warned = [line for line in done.stdout.splitlines() if "warning" in line.lower()][:3]
+    name = f"{folder.name}: {' '.join(arguments)}"
+    check(
+        name, done.returncode == 0, exit=done.returncode, s=round(time.monotonic() - began, 1), said=said, warned=warned
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"pipeline.{arguments[0]}", *arguments[1:]]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "2"}
+
+
+def sha256(folder: Path) -> str:
+    """Of the weights that a stage left; empty if there are none."""
+    files = sorted((folder / "weights").glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else ""
+
+
+def make_project(
+    folder: Path, train_flops: float, code: Path = PROJECT, tuned: bool = False, often: bool = False
+) -> None:
+    """The project's code, with `celeba64` in small; `often`: with a checkpoint every second."""
+    folder.mkdir(parents=True)
+    for name in ("maskdm", "pipeline", "profiles"):
+        shutil.copytree(code / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    params = YAML().load(folder / "profiles" / "celeba64.yaml")
+    params["budget"] = {"train_flops": train_flops, "snapshots": [0.5, 1.0]}
+    params["heldout"] = {"images": 512, "points": 20}
+    params["sampling"] |= {"num_inference_steps": 25, "batch_size": 128}
+    params["evaluation"] |= {"extractor": "effnet_lite0", "input_size": 96, "samples": 128, "reference": 1500}
+    params["evaluation"] |= {"kid_subsets": 20, "kid_subset_size": 100}
+    if tuned:
+        params["recipe"] = "tuned"
+        params["sampling"] |= {"sampler": "dpm_solver", "eta": 0.0}
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(params, file)
+    if often:
+        path = folder / "maskdm" / "training" / "loop.py"
+        text = path.read_text()
+        assert text.count(USUAL) == 1, f"{path}: no {USUAL}"
+        path.write_text(text.replace(USUAL, OFTEN))
+
+
+def make_images(folder: Path) -> None:
+    """CelebA's files: images of 178x218 pixels, each a few smooth blobs of colour, and which of them are held out."""
+    images = folder / "img_align_celeba"
+    images.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:109j, -1:1:89j]
+    lines = []
+    for index in range(1, IMAGES + 1):
+        picture = np.ones((109, 89, 3)) * random.uniform(0, 255, 3)
+        for _ in range(3):
+            blob = np.exp(-((x - random.uniform(-0.7, 0.7)) ** 2 + (y - random.uniform(-0.7, 0.7)) ** 2) / 0.08)[
+                ..., None
+            ]
+            picture = picture * (1 - blob) + random.uniform(0, 255, 3) * blob
+        image = Image.fromarray(picture.round().astype(np.uint8)).resize((178, 218), Image.Resampling.BICUBIC)
+        image.save(images / f"{index:06d}.jpg", quality=95)
+        lines.append(f"{index:06d}.jpg {0 if index <= IMAGES - HELDOUT else 1 + index % 2}")
+    (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
