@@ -251,7 +251,7 @@ import os, signal, sys
 sys.path[:0] = [sys.argv[2]]
 from pathlib import Path
 from mlflow import MlflowClient
-from test_tracking import TRAINING, live
+from test_mlflow_store import TRAINING, live
 
 log_batch = MlflowClient.log_batch
 
@@ -350,7 +350,7 @@ THREE_AT_ONCE = """
 import sys
 sys.path[:0] = [sys.argv[2]]
 from pathlib import Path
-from test_tracking import TRAINING, live
+from test_mlflow_store import TRAINING, live
 
 with live(Path(sys.argv[1]), "crowd", stage=sys.argv[3]) as run:
     run.log_history(TRAINING)
