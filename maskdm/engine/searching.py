@@ -179,7 +179,8 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     Raises:
         MaskDMError: a worker was killed, so that it could not say why.
     """
-    threads, gpus = max(1, count_cores() // workers), visible_gpus()
+    # By how many workers there may be, not by how many there are: threads decide how numbers are rounded.
+    threads, gpus = max(1, count_cores() // found.project.params.search.parallel), visible_gpus()
     os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the workers: one bar for all
     context = get_context("spawn")
     processes = [
