@@ -5,14 +5,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from maskdm.runtime.threads import wait_passively
+from maskdm.runtime.threads import wait_briefly
 
 if TYPE_CHECKING:
     from maskdm.networks.uvit import UViT
 
 __all__ = ["UViT"]
 
-wait_passively()  # here: before anything of ours imports torch
+wait_briefly()  # here: before anything of ours imports torch
 
 
 def __getattr__(name: str) -> Any:

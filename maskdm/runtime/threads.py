@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+SPINS = 1000  # about as fast as spinning on an idle machine, and as sleeping on a busy one
 
 
-def wait_passively() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the user has said how they should wait.
+def wait_briefly() -> None:
+    """Let OpenMP's threads spin for a moment while they wait for each other, then sleep, unless the user says how.
 
-    By default they spin. If another program has the core of the one that they wait for, they spin until that one has
-    it back, and training is a hundred times slower (reports/performance.md, "Threads"). OpenMP reads the variable when
-    torch is imported.
+    By default they spin on. If another program has the core of the one that they wait for, they spin until that one
+    has it back, and training is up to a hundred times slower (reports/performance.md, "Threads"). OpenMP (GNU's, which
+    torch brings on Linux) reads the variable when torch is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def count_cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
