@@ -9,6 +9,7 @@ of its workers. Times of trials are drawn (a median of 1, a spread of a factor o
 
 import argparse
 import heapq
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def found(search: Search, table: pd.DataFrame, parallel: int, seed: int) -> floa
         expected[attempt.number] = loss.expected(attempt.trial.params["mask"], attempt.phases)
         return loss(attempt.trial.params["mask"], attempt.phases)
 
-    run_trials(study, search.model_copy(update={"parallel": parallel}), GRID, seed, objective)
+    run_trials(study, search.model_copy(update={"parallel": parallel}), GRID, seed, objective, nullcontext())
     return expected[study.best_trial.number]
 
 

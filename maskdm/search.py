@@ -12,13 +12,14 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
+from filelock import FileLock
 from optuna.importance import get_param_importances
 from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
@@ -268,8 +269,18 @@ class Attempt:
         return self.pruner.prune(self.earlier, so_far)
 
 
+def claim_lock(url: str | None, folder: Path) -> AbstractContextManager[object]:
+    """What a worker holds while it takes a trial: SQLite, unlike a server, would let two take the same one."""
+    return FileLock(folder / "claim.lock") if url is None else nullcontext()
+
+
 def run_trials(
-    study: optuna.Study, search: Search, grid: Grid, seed: int, objective: Callable[[Attempt], float]
+    study: optuna.Study,
+    search: Search,
+    grid: Grid,
+    seed: int,
+    objective: Callable[[Attempt], float],
+    claims: AbstractContextManager[object],
 ) -> None:
     """Work at the study until `search.trials` of its trials have finished, here or elsewhere.
 
@@ -282,9 +293,11 @@ def run_trials(
         seed: of what is drawn.
         objective: returns the loss; raises `StoppedEarly` where `report` does. On any other exception this worker ends,
             and another one, or the next run, goes on with the trial.
+        claims: of `claim_lock`.
     """
     while sum(trial.number < search.trials for trial in finished_trials(study)) < search.trials:
-        trial = _claim(study, search)
+        with claims:
+            trial = _claim(study, search)
         if trial is None:  # others are at those that it would have to know of; if they die, theirs are to be done
             time.sleep(WAIT_SECONDS)
             if is_heartbeat_enabled(study._storage):

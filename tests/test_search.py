@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -33,6 +34,7 @@ from maskdm.runtime.errors import DivergedError, MaskDMError
 from maskdm.search import (
     Attempt,
     best_trials,
+    claim_lock,
     curves_frame,
     feasible_masks,
     half_mask,
@@ -123,7 +125,7 @@ def a_study(folder: Path, trials: int = SEARCH.trials, url: str | None = None) -
 
 
 def run(study: optuna.Study, objective: Callable[[Attempt], float], trials: int = SEARCH.trials, seed: int = 0) -> None:
-    run_trials(study, SEARCH.model_copy(update={"trials": trials}), GRID, seed, objective)
+    run_trials(study, SEARCH.model_copy(update={"trials": trials}), GRID, seed, objective, nullcontext())
 
 
 def loss_of(attempt: Attempt) -> float:
@@ -231,7 +233,7 @@ def share_work(url: str | None, folder: Path, worker: int, dies: bool, start: Ba
     maskdm.search.HEARTBEAT_SECONDS, maskdm.search.GRACE_SECONDS = 1, 3
     study = a_study(folder, url=url)
     start.wait(120)  # or one that starts late finds all work done
-    run(study, objective)
+    run_trials(study, SEARCH, GRID, 0, objective, claim_lock(url, folder))
 
 
 def work(url: str | None, folder: Path, dies: bool = False) -> tuple[pd.DataFrame, list[int]]:
@@ -264,7 +266,7 @@ def test_workers_that_may_not_run_side_by_side_learn_from_every_trial(tmp_path: 
         known.append(len(attempt.earlier.trials) - 1)  # itself not counted
         return loss_of(attempt)
 
-    run_trials(a_study(tmp_path), alone, GRID, 0, objective)
+    run_trials(a_study(tmp_path), alone, GRID, 0, objective, nullcontext())
     assert known == list(range(SEARCH.trials))
 
 

@@ -7,6 +7,7 @@ default and scratch with seeds that the search never saw.
 import os
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +33,7 @@ from maskdm.search import (
     DRAWING,
     Attempt,
     best_trials,
+    claim_lock,
     curves_frame,
     feasible_masks,
     finished_trials,
@@ -235,7 +237,8 @@ def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, 
         params = found.project.params
         with one_line_failures(storage_url(), found.folder):
             study = found.study()
-            run_trials(study, params.search, params.grid, params.seed, lambda attempt: train_trial(found, attempt))
+            claims = claim_lock(storage_url(), found.folder)
+            run_trials(study, params.search, params.grid, params.seed, partial(train_trial, found), claims)
             if joined:
                 return
             done = first_trials(study, params.search.trials)

@@ -66,9 +66,10 @@ def test_every_arm_has_a_record_for_every_seed_at_equal_compute(project: Path) -
 
 
 def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) -> None:
-    before = {path: path.read_bytes() for path in (project / "records" / "study" / "first").iterdir()}
+    before = {path: path.read_bytes() for path in (project / "records" / "study").rglob("*.json*")}
+    assert {path.name for path in before} == {"first.jsonl"}
     run(project, "study", "first")
-    assert {path: path.read_bytes() for path in (project / "records" / "study" / "first").iterdir()} == before
+    assert {path: path.read_bytes() for path in (project / "records" / "study").rglob("*.json*")} == before
 
     run(project, "study", "second", "--workers", "2")  # its `base` is the first part's `scratch`
     by_key = {record.key: record for record, _ in read_records(project, ("study",))}
