@@ -387,9 +387,8 @@ def with_search(**changes: Any) -> dict[str, Any]:
     return {"search": PARAMS["search"] | changes}
 
 
-def records_of(folder: Path) -> dict[str, bytes]:
-    paths = (folder / "records" / "search").rglob("*.json")
-    return {str(path.relative_to(folder / "records" / "search")): path.read_bytes() for path in paths}
+def records_of(folder: Path) -> dict[str, Any]:
+    return {record.key: (record, machine) for record, machine in read_records(folder, ("search",))}
 
 
 @pytest.fixture(scope="module")
@@ -424,11 +423,11 @@ def test_a_killed_search_goes_on_and_ends_with_as_many_trials(searched: Path) ->
     trials = pd.read_csv(searched / "reports" / "search" / "trials.csv")
     assert len(trials) == PARAMS["search"]["trials"]
     assert trials["trial"].is_unique
-    keys = {path for path in records_of(searched) if not path.endswith(".machine.json")}
+    keys = set(records_of(searched))
     complete = trials[trials["state"] == "complete"]
-    assert {f"trials/{number:04d}.json" for number in complete["trial"]} <= keys
+    assert {f"trials/{number:04d}" for number in complete["trial"]} <= keys
     best = complete.sort_values("heldout_loss")["trial"].iloc[0]
-    confirmed = {f"confirm/{name}-seed101.json" for name in (f"trial{best}", "paper", "scratch")}
+    confirmed = {f"confirm/{name}-seed101" for name in (f"trial{best}", "paper", "scratch")}
     assert confirmed <= keys
     assert len(keys) == len(complete) + len(confirmed)
     assert not list((searched / "work" / "trials").glob("*/state"))
@@ -469,6 +468,18 @@ def test_the_page_and_the_figures_are_made_without_the_study(searched: Path) -> 
     assert list(pd.read_csv(reports / "confirmation.csv")["arm"])[1:] == ["paper", "scratch"]
 
 
+def test_another_number_of_workers_tries_the_same_trials_though_the_first_search_was_killed(
+    searched: Path, tmp_path: Path
+) -> None:
+    make_workspace(tmp_path, "smoke")
+    (tmp_path / "data").symlink_to(searched / "data")
+    write_params(tmp_path)
+    stage(tmp_path, "--workers", "1")
+    for name in ("trials.csv", "curves.csv", "best.yaml"):
+        tables = ((folder / "reports" / "search" / name).read_bytes() for folder in (searched, tmp_path))
+        assert len(set(tables)) == 1, name
+
+
 def test_the_studys_search_has_settings_and_results_of_its_own(searched: Path) -> None:
     before = records_of(searched)
     large = PARAMS["search"] | {"trials": 2, "confirm_seeds": [103]}
@@ -490,7 +501,7 @@ def test_a_search_that_is_done_does_nothing_and_takes_more_trials(searched: Path
     stage(searched, "--workers", "1")
     trials = pd.read_csv(searched / "reports" / "search" / "trials.csv")
     assert len(trials) == 4
-    kept = {path: content for path, content in before.items() if path.startswith("trials/")}
+    kept = {key: record for key, record in before.items() if key.startswith("trials/")}
     assert kept.items() <= records_of(searched).items()
 
 
