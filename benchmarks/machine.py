@@ -1,9 +1,10 @@
 """How fast this machine is right now, and timings that its drift in speed does not bias."""
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
+
+from maskdm.step_time import timed_round
 
 SIDE = 1024  # of the multiplied matrices: 4 MB each
 REPEATS = 20
@@ -26,12 +27,7 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     The cases take turns, so that a machine that slows down slows them alike: compare them by the ratio of two cases
     within a round, not by figures of two runs.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for run in cases.values():
         run()
-    for _ in range(rounds):
-        for name, run in cases.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+    taken = [timed_round(cases) for _ in range(rounds)]
+    return {name: [seconds[name] for seconds in taken] for name in cases}

@@ -13,6 +13,7 @@ from maskdm.compute import PhasePlan, build_network, plan_finetune, plan_pretrai
 from maskdm.config import Params, Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.diffusion import noise_schedule
+from maskdm.processes import ALONE, Processes
 from maskdm.training import PhaseTrainer
 
 BURST_SECONDS = 2.0  # how long a phase is measured
@@ -37,13 +38,19 @@ def dry_run(params: Params, recipe: Recipe, device: torch.device) -> list[Planne
     rates: dict[tuple[object, ...], float] = {}
     phases = []
     for arm in params.arms:
-        for plan in (*plan_pretrain(params, recipe, params.arms[arm].pretrain), plan_finetune(params, recipe, arm)):
+        for plan in arm_plans(params, recipe, arm):
             kind = (plan.mask, plan.batch_size)
             if kind not in rates:
                 rates[kind] = measure_rate(params, recipe, plan, device)
             flops = plan.train_flops(plan.steps) - plan.start_flops
             phases.append(PlannedPhase(arm, plan, flops / rates[kind]))
     return phases
+
+
+def arm_plans(params: Params, recipe: Recipe, arm: str) -> tuple[PhasePlan, ...]:
+    """All phases of an arm that have steps: an arm that is masked all the way has no fine-tuning."""
+    plans = (*plan_pretrain(params, recipe, params.arms[arm].pretrain), plan_finetune(params, recipe, arm))
+    return tuple(plan for plan in plans if plan.steps)
 
 
 def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
@@ -99,15 +106,32 @@ def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: tor
     return min(times[1:])
 
 
-def training_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> Callable[[], None]:
-    """A call that makes one more real step of the phase, always on the same random images, and waits for its end."""
+def training_step(
+    params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device, processes: Processes = ALONE
+) -> Callable[[], None]:
+    """A call that makes one more real step of the phase, always on the same random images, and waits for its end.
+
+    Raises:
+        MaskDMError: the batch has fewer images than there are processes to share it.
+    """
     network = build_network(params.model, params.data, num_classes=10).to(device)
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
-    shape = (plan.batch_size, params.data.channels, params.data.image_size, params.data.image_size)
+    share = processes.share(plan.batch_size, "batch_size")
+    shape = (share.stop - share.start, params.data.channels, params.data.image_size, params.data.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8)
-    labels = torch.zeros(plan.batch_size, dtype=torch.long) if network.num_classes else None
+    labels = torch.zeros(len(images), dtype=torch.long) if network.num_classes else None
     unread = PreparedData(images.numpy(), None, {})  # the step is handed its batch, and nothing is saved
-    trainer = PhaseTrainer(network, schedule, unread, plan, lambda _: 0.0, params.seed, Path(), log=lambda _: None)
+    trainer = PhaseTrainer(
+        network,
+        schedule,
+        unread,
+        plan,
+        heldout_loss=lambda _: 0.0,
+        seed=params.seed,
+        folder=Path(),
+        log=lambda _: None,
+        processes=processes,
+    )
 
     def step() -> None:
         with quick_products(device):

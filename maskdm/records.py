@@ -61,7 +61,39 @@ class Machine:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
 
-R = TypeVar("R", Record, Machine)
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of training steps, all timed in turn, and where and when: what comparisons of time are made from."""
+
+    started_at: str  # ISO 8601, UTC
+    git: dict[str, Any]  # of `git_state`
+    hardware: dict[str, Any]  # of `hardware`
+    seconds: dict[str, list[float]]  # arm -> of a step of each of its phases in sequence
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def of(self, arm: str, phase: int) -> float:
+        """Seconds of a step of one phase of an arm.
+
+        Raises:
+            MaskDMError: it was not measured.
+        """
+        phases = self.seconds.get(arm, [])
+        if phase >= len(phases):
+            raise MaskDMError(f"step time of {arm}, phase {phase}: not measured; the stage `step_time` measures it")
+        return phases[phase]
+
+    @property
+    def machine(self) -> str:
+        """The hardware and the code in words: `AMD EPYC, 2 cores; commit 5b6088b`."""
+        device, processes = self.hardware["device"], self.hardware["processes"]
+        name = f"{self.hardware['cpu']}, {self.hardware['cores']} cores" if device == "cpu" else device
+        shared = f", {processes} processes" if processes > 1 else ""
+        commit = f"; commit `{self.git['commit'][:7]}`" if self.git["commit"] else ""
+        return f"{name}{shared}{commit}"
+
+
+R = TypeVar("R", Record, Machine, StepTimes)
 
 
 def record_path(root: Path, stage: str, key: str) -> Path:
@@ -106,6 +138,27 @@ def read_record(root: Path, stage: Stage, key: str) -> tuple[Record, Machine | N
     return _read_pair(path) if path.is_file() else None
 
 
+def write_step_times(path: Path, times: StepTimes) -> None:
+    """Write the whole file or nothing.
+
+    Raises:
+        MaskDMError: a value is not finite, or the disk does not take the file.
+    """
+    content = _to_json(path, times)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_step_times(path: Path) -> StepTimes:
+    """What `write_step_times` wrote.
+
+    Raises:
+        MaskDMError: there is no such file, or it is not valid.
+    """
+    if not path.is_file():
+        raise MaskDMError(f"{path}: no such file; the stage `step_time` writes it")
+    return _read(path, StepTimes)
+
+
 def remove_records(root: Path, stage: Stage, keep: Collection[str], under: str = "") -> None:
     """Delete the records of a stage, of those whose key begins with the folder `under`, except the keys `keep`."""
     folder = root / "records" / stage
@@ -137,7 +190,7 @@ def _machine_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.machine.json")
 
 
-def _to_json(path: Path, content: Record | Machine) -> bytes:
+def _to_json(path: Path, content: Record | Machine | StepTimes) -> bytes:
     try:
         text = json.dumps(asdict(content), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     except ValueError:

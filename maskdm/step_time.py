@@ -1,0 +1,98 @@
+"""How long a training step of every phase takes, all timed in turn: what arms' seconds are compared by.
+
+Wall times of separate runs do not compare: the machine may have been busier during one of them. Here one step of each
+kind follows on another, again and again, so that whatever else runs on the machine slows all of them alike.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from statistics import median
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+from maskdm.compute import PhasePlan
+from maskdm.config import Params, Recipe
+from maskdm.plan import training_step
+from maskdm.processes import ALONE, Processes
+from maskdm.progress import bar_interval
+
+Kind = TypeVar("Kind", bound=Hashable)
+
+WARM_UP = 3  # steps of each kind that are not timed: the first ones allocate
+ROUNDS = 100  # of one step of each kind
+MIN_ROUNDS = 5  # however long they take
+SECONDS = 120.0  # after which there are no more than those
+
+
+def seconds_a_step(
+    params: Params,
+    recipe: Recipe,
+    arms: Mapping[str, Sequence[PhasePlan]],
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> dict[str, list[float]]:
+    """Seconds that a step of each phase takes, by arm; phases whose steps do the same work have the same.
+
+    Every kind of step keeps a network of its own to the end: weights, their average and the optimizer's moments, 16
+    bytes a parameter with AdamW. Activations and gradients are freed after each step.
+
+    Args:
+        params: the settings; of `arms` and `budget` nothing is read.
+        recipe: what `params.recipe` names.
+        arms: the phases of each arm.
+        device: where to train.
+        processes: those that share each batch, as in training; all of them measure, the main one's times count.
+
+    Raises:
+        MaskDMError: a batch has fewer images than there are processes.
+    """
+    plans = {work(plan): plan for phases in arms.values() for plan in phases}
+    steps = {kind: training_step(params, recipe, plan, device, processes) for kind, plan in plans.items()}
+    for step in steps.values():
+        for _ in range(WARM_UP):
+            step()
+    seconds = fair_seconds(timed_rounds(steps, processes))
+    return {arm: [seconds[work(plan)] for plan in phases] for arm, phases in arms.items()}
+
+
+def work(plan: PhasePlan) -> Hashable:
+    """What a step of the phase does. The schedule of learning rate and average changes its numbers, not its work."""
+    schedule = dict.fromkeys(("lr", "warmup", "decay", "ema_horizon"), 0.0)
+    return plan.mask, plan.positions, plan.batch_size, plan.optimisation.model_copy(update=schedule)
+
+
+def timed_rounds(steps: Mapping[Kind, Callable[[], object]], processes: Processes = ALONE) -> list[dict[Kind, float]]:
+    """`ROUNDS` rounds, or as many as `SECONDS` allow, but at least `MIN_ROUNDS`; the same number in every process."""
+    found: list[dict[Kind, float]] = []
+    started, late = perf_counter(), False
+    with tqdm(desc="step time", total=ROUNDS, unit="round", mininterval=bar_interval()) as bar:
+        while len(found) < (MIN_ROUNDS if late else ROUNDS):
+            found.append(timed_round(steps))
+            (late,) = processes.agree(perf_counter() - started > SECONDS)
+            bar.update()
+    return found
+
+
+def timed_round(steps: Mapping[Kind, Callable[[], object]]) -> dict[Kind, float]:
+    """The seconds of one call of every step, one after the other."""
+    return {kind: _seconds(step) for kind, step in steps.items()}
+
+
+def fair_seconds(found: Sequence[Mapping[Kind, float]]) -> dict[Kind, float]:
+    """Seconds of a step of each kind: its median share of a round, times the median round.
+
+    What slows the machine for longer than a round slows all of the round, and leaves the shares as they are. What hits
+    single steps moves no median. So the ratio of two kinds is right even on a machine that is three times as slow
+    half of the time.
+    """
+    whole = [sum(seconds.values()) for seconds in found]
+    shares = {kind: median(s[kind] / total for s, total in zip(found, whole, strict=True)) for kind in found[0]}
+    return {kind: share * median(whole) for kind, share in shares.items()}
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    started = perf_counter()
+    step()
+    return perf_counter() - started
