@@ -14,7 +14,7 @@ import pandas as pd
 
 from maskdm.config import Mask, Params, effective_mask_ratio
 from maskdm.errors import MaskDMError
-from maskdm.records import Machine, Record, record_path
+from maskdm.records import Machine, Record, StepTimes, record_path
 from maskdm.units import percent
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ def compute_to_target(cost: npt.ArrayLike, values: npt.ArrayLike, target: float)
         target: positive, in the unit of `values`.
 
     Returns:
-        A cost in the unit of `cost`; infinity if the target is never reached, NaN if the cost is unknown (NaN).
+        A cost in the unit of `cost`; infinity if the target is never reached.
     """
     costs, best = np.asarray(cost, float), np.minimum.accumulate(np.asarray(values, float))
     reached = np.flatnonzero(best <= target)
@@ -61,36 +61,56 @@ def value_at(cost: npt.ArrayLike, values: npt.ArrayLike, at: float) -> float:
 # --- tidy frames --------------------------------------------------------------------------------------------
 
 
-def heldout_losses(params: Params, records: Records) -> pd.DataFrame:
+def train_seconds(times: StepTimes, arm: str, history: Sequence[Row]) -> list[float]:
+    """Seconds of training at each row of an arm's history: steps times seconds a step, earlier phases counted in.
+
+    Wall times stay out: the machine may have been busier while one arm trained than while another did.
+
+    Args:
+        times: of every phase.
+        arm: what `times` calls it.
+        history: rows of training, all phases in sequence; the last row of a phase is at its last step.
+
+    Raises:
+        MaskDMError: a phase was not timed.
+    """
+    spent: dict[int, float] = {}  # by phase
+    seconds = []
+    for row in history:
+        spent[row["phase"]] = row["step"] * times.of(arm, row["phase"])
+        seconds.append(sum(spent.values()))
+    return seconds
+
+
+def heldout_losses(params: Params, records: Records, times: StepTimes) -> pd.DataFrame:
     """The held-out denoising loss along each arm, its pre-training first.
 
     Returns:
         One row a measurement: arm, phase (the index over the whole arm), stage, images_seen, train_flops,
-        train_seconds (cumulative over the arm; NaN where a stage was not timed), heldout_loss.
+        train_seconds (over the arm so far, as `train_seconds` has them), heldout_loss.
 
     Raises:
-        MaskDMError: a record is missing, does not fit its timings, or holds a loss that is no positive number.
+        MaskDMError: a record is missing or holds a loss that is no positive number, or a phase was not timed.
     """
-    rows = []
+    rows: list[Row] = []
     for name, arm in params.arms.items():
-        before = 0.0
-        for stage, key in (("pretrain", arm.pretrain), ("finetune", name)):
-            record, machine = find_record(records, stage, key)
-            for row, seconds in zip(record.history, _seconds(record, machine), strict=True):
-                rows.append(
-                    {
-                        "arm": name,
-                        "phase": row["phase"],
-                        "stage": stage,
-                        "images_seen": row["images_seen"],
-                        "train_flops": row["train_flops"],
-                        "train_seconds": before + seconds,
-                        "heldout_loss": _positive(row, "heldout_loss", stage, key),
-                    }
-                )
-            before += _total_seconds(record, machine)
-        if not rows or rows[-1]["arm"] != name:
+        keys = {"pretrain": arm.pretrain, "finetune": name}
+        history = [(stage, row) for stage in keys for row in find_record(records, stage, keys[stage])[0].history]
+        if not history:
             raise MaskDMError(f"{_path('finetune', name)}: the arm has no measurement; allowed: at least one")
+        seconds = train_seconds(times, name, [row for _, row in history])
+        rows += [
+            {
+                "arm": name,
+                "phase": row["phase"],
+                "stage": stage,
+                "images_seen": row["images_seen"],
+                "train_flops": row["train_flops"],
+                "train_seconds": elapsed,
+                "heldout_loss": _positive(row, "heldout_loss", stage, keys[stage]),
+            }
+            for (stage, row), elapsed in zip(history, seconds, strict=True)
+        ]
     return pd.DataFrame(rows)
 
 
@@ -152,22 +172,6 @@ def find_record(records: Records, stage: str, key: str) -> tuple[Record, Machine
 
 def _path(stage: str, key: str) -> Path:
     return record_path(Path(), stage, key)
-
-
-def _seconds(record: Record, machine: Machine | None) -> list[float]:
-    """Seconds of the stage at each row of its history."""
-    rows = len(record.history)
-    seconds: list[float] = [math.nan] * rows if machine is None else machine.seconds
-    if len(seconds) != rows:
-        path = _path(record.stage, record.key).with_suffix(".machine.json")
-        raise MaskDMError(f"{path}: {len(seconds)} timings; allowed: {rows}, as many as the record has rows")
-    return seconds
-
-
-def _total_seconds(record: Record, machine: Machine | None) -> float:
-    if not record.history:
-        return 0.0
-    return math.nan if machine is None else machine.stage_seconds
 
 
 def _positive(row: Row, name: str, stage: str, key: str) -> float:
@@ -242,24 +246,19 @@ def _masks(params: Params, arm: str) -> Row:
 def _costs(records: Records, curve: pd.DataFrame, pretrain: str) -> Row:
     """Images, FLOPs, seconds, throughput and memory of one arm, all its phases together."""
     arm, last = curve["arm"].iloc[0], curve.iloc[-1]
-    machines = {
-        stage: machine
-        for stage, (record, machine) in {
-            "pretrain": find_record(records, "pretrain", pretrain),
-            "finetune": find_record(records, "finetune", arm),
-        }.items()
-        if machine is not None and record.history
-    }
-    memory = [machine.peak_memory_bytes for machine in machines.values() if machine.peak_memory_bytes]
-    throughput = {stage: machine.images_per_second for stage, machine in machines.items()}
+    ends = curve.groupby("stage", sort=False)[["images_seen", "train_seconds"]].last()
+    own = ends - ends.shift(fill_value=0)  # of each stage alone
+    images_per_second = own["images_seen"] / own["train_seconds"]
+    stages = [find_record(records, stage, key) for stage, key in (("pretrain", pretrain), ("finetune", arm))]
+    memory = [machine.peak_memory_bytes for record, machine in stages if machine is not None and record.history]
     return {
         "images_seen": last["images_seen"],
         "train_flops": last["train_flops"],
         "train_seconds": last["train_seconds"],
         "images_per_second": last["images_seen"] / last["train_seconds"],
-        "images_per_second_pretrain": throughput.get("pretrain"),
-        "images_per_second_finetune": throughput.get("finetune"),
-        "peak_memory_bytes": max(memory, default=math.nan),
+        "images_per_second_pretrain": images_per_second.get("pretrain"),
+        "images_per_second_finetune": images_per_second.get("finetune"),
+        "peak_memory_bytes": max(filter(None, memory), default=math.nan),
     }
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from maskdm.analysis import FLOOR, Records, Row, distance_metric, find_record
 from maskdm.config import BUDGET_TOLERANCE, Params, Recipe
+from maskdm.records import StepTimes
 from maskdm.units import four_digits, percent, si
 
 NOTHING = "-"  # an empty cell
@@ -49,9 +50,7 @@ def caution(params: Params, arms: pd.DataFrame) -> str:
     sentence = f"One seed ({params.seed}) an arm, hence no confidence interval: a small difference may be chance"
     if metric != "fid":
         sentence += f"; `{metric}` is a stand-in, not FID, and compares only with rows measured in the same way"
-    if _timed(arms):
-        sentence += "; seconds depend on the machine and on what else ran on it"
-    return f"{sentence}."
+    return f"{sentence}; seconds are those of one machine."
 
 
 def _heading(paid: set[str], masked: list[Row]) -> str:
@@ -66,11 +65,11 @@ def _loss_clause(arm: Row, base: Row) -> str:
     change = _change(arm["heldout_loss_at_equal_compute"], base["heldout_loss_at_equal_compute"])
     if math.isinf(arm["compute_to_target"]):
         return f"`{arm['arm']}` did not reach it ({change} at equal compute)"
-    cost = f"{percent(arm['compute_to_target'])} of `{base['arm']}`'s compute"
-    if not math.isnan(arm["seconds_to_target"]):
-        opposed = (arm["seconds_to_target"] < 1) != (arm["compute_to_target"] < 1)
-        cost += f" {'but' if opposed else 'and'} {percent(arm['seconds_to_target'])} of its seconds"
-    return f"`{arm['arm']}` reached it with {cost} ({change} at equal compute)"
+    opposed = (arm["seconds_to_target"] < 1) != (arm["compute_to_target"] < 1)
+    return (
+        f"`{arm['arm']}` reached it with {percent(arm['compute_to_target'])} of `{base['arm']}`'s compute "
+        f"{'but' if opposed else 'and'} {percent(arm['seconds_to_target'])} of its seconds ({change} at equal compute)"
+    )
 
 
 def _distance_sentence(arms: pd.DataFrame, masked: list[Row], paid: set[str], base: Row) -> str:
@@ -105,15 +104,17 @@ def _by_arm(arms: pd.DataFrame) -> dict[str, Row]:
     return {row["arm"]: {str(column): value for column, value in row.items()} for row in arms.to_dict("records")}
 
 
-def _timed(arms: pd.DataFrame) -> bool:
-    return bool(arms.loc[arms["arm"] != FLOOR, "train_seconds"].notna().all())
-
-
 # --- Markdown -----------------------------------------------------------------------------------------------
 
 
 def markdown(
-    params: Params, recipe: Recipe, dataset: Row, records: Records, arms: pd.DataFrame, figures: Sequence[str]
+    params: Params,
+    recipe: Recipe,
+    dataset: Row,
+    records: Records,
+    times: StepTimes,
+    arms: pd.DataFrame,
+    figures: Sequence[str],
 ) -> str:
     """The whole of `report.md`.
 
@@ -122,16 +123,16 @@ def markdown(
         recipe: what `params.recipe` names.
         dataset: `data/prepared/dataset.json`.
         records: the records of all training stages.
+        times: what the seconds were made from.
         arms: what `arms_table` returns.
         figures: keys of `CAPTIONS`: the figures that lie beside the report, as PNG and SVG.
     """
     metric = distance_metric(arms)
-    untimed = "" if _timed(arms) else "\n\nNot every stage has its `.machine.json`: what needs seconds is left out."
     sections = [
         f"# Does masked pre-training pay on {dataset['name']}?",
-        _compared(params, recipe, dataset, records),
+        _compared(params, recipe, dataset, records, times),
         f"## Answer\n\n{verdict(params, arms)}\n\n{caution(params, arms)}",
-        f"## What each arm spent\n\n{_cost_table(arms)}{untimed}",
+        f"## What each arm spent\n\n{_cost_table(arms)}",
         f"## Held-out denoising loss\n\n{_loss_table(params, arms)}",
         f"## Distance to real images\n\n{_distance_table(params, arms)}\n\n{_setup(params, arms)}",
         "## Figures\n\n" + "\n\n".join(_figure(name) for name in figures),
@@ -155,7 +156,9 @@ DEFINITIONS = """\
 - **effective mask ratio**: the share of tokens that the mask really removes, after rounding to whole tokens or \
 blocks; `->` separates phases in sequence.
 - **compute**: FLOPs of training (forward, backward and the optimiser's own matrix products), pre-training counted in.
-- **images/s**: over the whole arm, and within its pre-training and its fine-tuning.
+- **seconds**: steps times seconds a step. One step of every phase of all arms followed on another, again and again: \
+what else ran on the machine slowed all of them alike. Reading data, measuring and saving are left out.
+- **images/s**: over the whole arm, and within its pre-training and its fine-tuning, by these seconds.
 - **held-out loss**: denoising loss of the EMA weights on all tokens of a fixed set of held-out images, with fixed \
 timesteps and noise.
 - **at equal compute**: the value at the largest compute that all arms reached.
@@ -169,7 +172,7 @@ better.
 In numbers: [arms.csv](arms.csv), [heldout_loss.csv](heldout_loss.csv), [distances.csv](distances.csv)."""
 
 
-def _compared(params: Params, recipe: Recipe, dataset: Row, records: Records) -> str:
+def _compared(params: Params, recipe: Recipe, dataset: Row, records: Records, times: StepTimes) -> str:
     model, optimisation = params.model, recipe.optimisation
     rows, columns = params.grid
     record, _ = find_record(records, "finetune", params.baseline)
@@ -187,7 +190,8 @@ images of {shape}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
 {recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training an arm, pre-training counted in.
-- **Arms**: {_listed(list(params.arms))}; the baseline is `{params.baseline}`."""
+- **Arms**: {_listed(list(params.arms))}; the baseline is `{params.baseline}`.
+- **Seconds**: of steps that were timed in turn on {times.machine}."""
 
 
 def _cost_table(arms: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
 """Runs a stage in as many processes as this machine has GPUs, or as the variable MASKDM_PROCESSES says.
 
-python -m pipeline.launch STAGE KEY
+python -m pipeline.launch STAGE [KEY]
 
 The command is the same for any number of processes, so that DVC does not take another number for a change. Within
 torchrun, which starts the processes of several machines, it runs the stage as it is.
@@ -16,7 +16,7 @@ from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.records import count_cores
 
 VARIABLE = "MASKDM_PROCESSES"
-STAGES = ("pretrain", "finetune", "evaluate")
+STAGES = ("step_time", "pretrain", "finetune", "evaluate")
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ ROOT = Path()  # stages run in the project's root, as DVC does
 RAW = ROOT / "data" / "raw"
 PREPARED = ROOT / "data" / "prepared"
 REFERENCE = ROOT / "data" / "reference"
+STEP_TIME = ROOT / "records" / "step_time.json"
 STUDY = ROOT / "study" / "params.yaml"
 STUDY_REPORTS = ROOT / "reports" / "study"
+STUDY_STEP_TIME = ROOT / "records" / "study_step_time.json"
 
 
 def work_folder(stage: str, key: str, identity: str) -> Path:

@@ -16,10 +16,10 @@ from maskdm.config import Params, effective_mask_ratio, load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.errors import MaskDMError, exit_with_one_line
 from maskdm.files import reason, write_csv, write_text
-from maskdm.records import read_records
+from maskdm.records import read_records, read_step_times
 from maskdm.report import CAPTIONS, markdown
 from maskdm.units import percent
-from pipeline.paths import PREPARED, ROOT
+from pipeline.paths import PREPARED, ROOT, STEP_TIME
 
 REFERENCE = ROOT / "records" / "reference.json"
 MASKS = ROOT / "runs" / "masks.npz"
@@ -36,11 +36,13 @@ def main() -> None:
         records = read_records(ROOT, ("pretrain", "finetune", "evaluate"))
         with _reading(REFERENCE):
             reference = json.loads(REFERENCE.read_text(encoding="utf-8"))
-        losses = heldout_losses(params, records)
+        times = read_step_times(STEP_TIME)
+        losses = heldout_losses(params, records, times)
         measured = distances(params, records, reference, losses)
         arms = arms_table(params, records, losses, measured)
         drawn = draw(params, data, losses, measured)
-        text = markdown(params, load_recipe(params.recipe, ROOT), data.info, records, arms, list(drawn))
+        recipe = load_recipe(params.recipe, ROOT)
+        text = markdown(params, recipe, data.info, records, times, arms, list(drawn))
 
         for name, figure in drawn.items():
             figures.save(figure, REPORTS / name)
@@ -53,9 +55,9 @@ def main() -> None:
 
 
 def draw(params: Params, data: PreparedData, losses: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Figure]:
-    """The figures by name, in the order of the report; those against time only if every stage was timed."""
+    """The figures by name, in the order of the report."""
     colors = figures.arm_colors(list(params.arms), params.baseline)
-    costs = {"": "train_flops"} | ({"_time": "train_seconds"} if losses["train_seconds"].notna().all() else {})
+    costs = {"": "train_flops", "_time": "train_seconds"}
     with figures.style():
         return {
             **{

@@ -12,11 +12,12 @@ import pandas as pd
 
 from maskdm import analysis
 from maskdm.config import Params
-from maskdm.records import Machine, Record, write_record
+from maskdm.records import Machine, Record, StepTimes, write_record, write_step_times
 from tests.conftest import PARAMS
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 36e12
+POINTS = 40  # measurements of an arm, evenly spaced, a step each
 SPEED = 80e9  # FLOPs a second
 COST = {"pretrain": 25e6, "finetune": 190e6}  # FLOPs an image
 REDUCTION = {"scratch": 1.0, "patch90": 0.95, "block90": 0.94, "crop3": 1.03}  # final loss against scratch
@@ -128,7 +129,7 @@ def make_records(params: Params, reduction: dict[str, float] = REDUCTION) -> lis
     for name, arm in params.arms.items():
         phases = params.pretrain[arm.pretrain]
         switch = BUDGET * sum(phase.share for phase in phases)
-        marks = np.arange(1, 41) * BUDGET / 40
+        marks = np.arange(1, POINTS + 1) * BUDGET / POINTS
         histories: dict[str, list[dict[str, Any]]] = {"pretrain": [], "finetune": []}
         ends = np.cumsum([phase.share for phase in phases]) * BUDGET
         images = 0.0
@@ -138,15 +139,25 @@ def make_records(params: Params, reduction: dict[str, float] = REDUCTION) -> lis
             loss = 0.0806 * (flops / BUDGET) ** -0.25 * reduction[name]
             if stage == "pretrain":
                 loss = 0.3 * (flops / BUDGET) ** -0.1 * reduction[name]
-            row = {"step": len(histories[stage]) + 1, "phase": int(np.searchsorted(ends * (1 + 1e-9), flops))}
+            phase = int(np.searchsorted(ends * (1 + 1e-9), flops))
+            step = 1 + sum(row["phase"] == phase for row in histories[stage])
+            row: dict[str, Any] = {"step": step, "phase": phase}
             row |= {"images_seen": round(images), "train_flops": flops, "loss": loss, "heldout_loss": loss}
             histories[stage].append(row | {"lr": 1e-3, "grad_norm": 1.0})
         for stage, key in (("pretrain", arm.pretrain), ("finetune", name)):
-            start = switch if stage == "finetune" else 0.0
-            seconds = [(row["train_flops"] - start) / SPEED for row in histories[stage]]
+            seconds = [float(row["step"]) for row in histories[stage]]  # wall times: no comparison reads them
             made[stage, key] = make_record(stage, key, name, histories[stage], seconds)
         made["evaluate", name] = make_record("evaluate", name, name, evaluate_rows(params, name), [20.0] * 3)
     return list(made.values())
+
+
+def make_times(params: Params, **slower: float) -> StepTimes:
+    """Steps of all phases at `SPEED`; those of the arms in `slower` take so many times as long."""
+    step = BUDGET / POINTS / SPEED
+    phases = {name: 1 + len(params.pretrain[arm.pretrain]) for name, arm in params.arms.items()}
+    seconds = {name: [step * slower.get(name, 1.0)] * count for name, count in phases.items()}
+    hardware = {"device": "cpu", "cpu": "a CPU", "cores": 2, "processes": 1}
+    return StepTimes("2025-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, seconds)
 
 
 def evaluate_rows(params: Params, arm: str) -> list[dict[str, Any]]:
@@ -183,8 +194,10 @@ def make_record(
     return record, machine
 
 
-def frames(params: Params, records: analysis.Records) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    losses = analysis.heldout_losses(params, records)
+def frames(
+    params: Params, records: analysis.Records, times: StepTimes | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    losses = analysis.heldout_losses(params, records, times or make_times(params))
     measured = analysis.distances(params, records, REFERENCE, losses)
     return losses, measured, analysis.arms_table(params, records, losses, measured)
 
@@ -198,6 +211,7 @@ def write_project(root: Path, params: dict[str, Any], records: analysis.Records)
         assert machine is not None
         write_record(root, record, machine)
     (root / "records" / "reference.json").write_text(json.dumps(REFERENCE))
+    write_step_times(root / "records" / "step_time.json", make_times(Params.model_validate(params)))
     prepared = root / "data" / "prepared"
     prepared.mkdir(parents=True)
     images = np.random.default_rng(0).integers(0, 256, (36, 1, 32, 32), dtype=np.uint8)

@@ -204,7 +204,7 @@ def facts(folder: Path, only: str = "") -> dict[str, Any]:
     """All that must not depend on interruptions, by name; those whose name contains `only`."""
     found: dict[str, Any] = {}
     for path in (*folder.glob("runs/**/*"), *folder.glob("records/**/*.json")):
-        if path.is_file() and not path.match("*.machine.json"):
+        if path.is_file() and not path.match("*.machine.json") and path.name != "step_time.json":
             found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in folder.glob("reports/*.csv"):
         table = pd.read_csv(path)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from maskdm.checkpoint import save_snapshot
 from maskdm.errors import MaskDMError
 from maskdm.processes import ALONE
+from maskdm.records import read_step_times
 from pipeline import evaluate, launch, prepare, pretrain, reference, training
 from pipeline.common import Project
 from tests.test_pipeline import command
@@ -130,6 +131,15 @@ def test_two_processes_evaluate_like_one(project: Path, monkeypatch: pytest.Monk
         assert row.keys() == expected.keys()
         for name, value in expected.items():
             assert row[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-6)), name
+
+
+def test_two_processes_time_their_steps_together(project: Path) -> None:
+    said = launched(project, "step_time")
+    assert said.count("step time:   0%") == 1
+    times = read_step_times(project / "records" / "step_time.json")
+    assert times.hardware["processes"] == 2
+    assert {arm: len(seconds) for arm, seconds in times.seconds.items()} == {"scratch": 1, "staged": 3}
+    assert all(second > 0 for seconds in times.seconds.values() for second in seconds)
 
 
 def test_a_mistake_is_one_line_for_all_processes(project: Path) -> None:

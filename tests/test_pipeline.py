@@ -95,7 +95,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     make_project(folder)
     repro = Repro(folder)
     activities = list(repro.activities())
-    assert len(stages_run(repro.output)) == 12
+    assert len(stages_run(repro.output)) == 13
     assert "warning" not in repro.output
     return FirstRun(folder, activities, facts(folder, "staged"))
 
@@ -129,7 +129,8 @@ def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:
     report = (project / "reports" / "report.md").read_text()
     assert "## Answer" in report
     records = {str(p.relative_to(project / "records")) for p in (project / "records").rglob("*.json")}
-    assert {"reference.json", "pretrain/none.json", "finetune/staged.json", "evaluate/scratch.machine.json"} <= records
+    of_stages = {"pretrain/none.json", "finetune/staged.json", "evaluate/scratch.machine.json"}
+    assert {"reference.json", "step_time.json"} | of_stages <= records
     assert "0 runs added or completed" in command(project, "maskdm", "sync")
 
 
@@ -157,7 +158,7 @@ def test_a_changed_arm_is_run_again_and_no_other(project: Path) -> None:
     before = (project / "records" / "finetune" / "scratch.json").read_bytes()
     write_params(project, pretrain=params["pretrain"])
     ran = stages_run(command(project, "dvc", "repro"))
-    assert sorted(ran) == ["evaluate@staged", "finetune@staged", "masks", "pretrain@staged", "report"]
+    assert sorted(ran) == ["evaluate@staged", "finetune@staged", "masks", "pretrain@staged", "report", "step_time"]
     assert (project / "records" / "finetune" / "scratch.json").read_bytes() == before
 
 

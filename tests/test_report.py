@@ -1,4 +1,3 @@
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -7,9 +6,19 @@ import pytest
 
 from maskdm import analysis, report
 from maskdm.config import Params, Recipe
-from maskdm.records import read_records, record_path
+from maskdm.records import read_records
 from pipeline.report import main
-from tests.comparison import DATASET, RECIPE, REDUCTION, frames, make_records, run_stage, settings, write_project
+from tests.comparison import (
+    DATASET,
+    RECIPE,
+    REDUCTION,
+    frames,
+    make_records,
+    make_times,
+    run_stage,
+    settings,
+    write_project,
+)
 
 
 @pytest.fixture
@@ -61,17 +70,9 @@ def test_a_distance_that_contradicts_the_loss_is_said(params: Params) -> None:
 
 
 def test_time_that_contradicts_compute_is_said(params: Params) -> None:
-    records = [
-        (
-            record,
-            replace(machine, seconds=[3 * s for s in machine.seconds])
-            if machine and record.key == "block90"
-            else machine,
-        )
-        for record, machine in make_records(params)
-    ]
-    text = report.verdict(params, frames(params, records)[2])
-    assert "`block90` reached it with 78.1 % of `scratch`'s compute but " in text
+    arms = frames(params, make_records(params), make_times(params, block90=2.0))[2]
+    text = report.verdict(params, arms)
+    assert "`block90` reached it with 78.1 % of `scratch`'s compute but 156 % of its seconds" in text
 
 
 def test_the_best_of_a_baseline_that_rises_at_its_end_is_said(params: Params) -> None:
@@ -102,12 +103,14 @@ def test_the_caution_names_a_stand_in_only_where_there_is_one(params: Params) ->
 def test_every_row_of_a_markdown_table_has_all_cells(params: Params) -> None:
     records = make_records(params)
     arms = frames(params, records)[2]
-    text = report.markdown(params, Recipe.model_validate(RECIPE), DATASET, records, arms, list(report.CAPTIONS))
+    recipe, times = Recipe.model_validate(RECIPE), make_times(params)
+    text = report.markdown(params, recipe, DATASET, records, times, arms, list(report.CAPTIONS))
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert [len(table) for table in tables] == [2 + 4, 2 + 4, 2 + 5]  # the floor in the table of distances
     assert all(len({line.count("|") for line in table}) == 1 for table in tables)
     assert "not reached" in tables[1][-1]
     assert "nan" not in text
+    assert "timed in turn on a CPU, 2 cores; commit `0123456`" in text
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------
@@ -135,24 +138,13 @@ def test_the_csv_files_hold_the_frames(project: Path, params: Params, monkeypatc
         pd.testing.assert_frame_equal(read, pd.read_csv(StringIO(frame.to_csv(index=False))), rtol=1e-9)
 
 
-def test_without_timings_the_figures_against_time_go(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project)
-    (project / "reports").mkdir()
-    (project / "reports" / "heldout_loss_time.png").write_bytes(b"of an earlier report")
-    record_path(project, "finetune", "block90").with_suffix(".machine.json").unlink()
-    main()
-    assert not list((project / "reports").glob("*_time.*"))
-    text = (project / "reports" / "report.md").read_text()
-    assert "what needs seconds is left out" in text
-    assert "_time" not in text
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "records/finetune/crop3.json",
         "records/evaluate/block90.json",
         "records/reference.json",
+        "records/step_time.json",
         "runs/evaluate/patch90/samples.npy",
         "runs/masks.npz",
         "profiles/recipes/tuned.yaml",
@@ -171,7 +163,10 @@ def test_a_missing_file_is_named(
     assert not (project / "reports").exists()
 
 
-@pytest.mark.parametrize("name", ["records/reference.json", "runs/evaluate/patch90/samples.npy", "runs/masks.npz"])
+@pytest.mark.parametrize(
+    "name",
+    ["records/reference.json", "records/step_time.json", "runs/evaluate/patch90/samples.npy", "runs/masks.npz"],
+)
 def test_a_truncated_file_is_named(
     project: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
