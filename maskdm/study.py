@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, RootModel, model_validator
 
-from maskdm.config import MaskedPhase, Name, Phase, Positive, Schema
+from maskdm.config import Arm, MaskedPhase, Name, Params, Phase, Positive, Schema, validated
 
 
 class Part(Schema):
@@ -27,6 +27,20 @@ class Part(Schema):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)}; allowed: each seed once")
         return self
+
+    def comparison(self, params: Params) -> Params:
+        """The settings `params` with this part's arms and compute.
+
+        Raises:
+            MaskDMError: an arm does not fit the settings.
+        """
+        changed = {
+            "budget": {"train_flops": self.train_flops, "snapshots": self.snapshots},
+            "pretrain": {arm: [phase.model_dump() for phase in phases] for arm, phases in self.arms.items()},
+            "arms": {arm: Arm(pretrain=arm, finetune=self.finetune).model_dump() for arm in self.arms},
+            "baseline": self.baseline,
+        }
+        return validated(Params, params.model_dump() | changed, where=f"part {self.question!r}")
 
 
 class Parts(RootModel[dict[Name, Part]]):

@@ -12,8 +12,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from maskdm.analysis import Records, Row, compute_to_target, distance_metric, find_record, mask_name, value_at
-from maskdm.records import Machine, Record
+from maskdm.analysis import (
+    Records,
+    Row,
+    compute_to_target,
+    distance_metric,
+    find_record,
+    mask_name,
+    train_seconds,
+    value_at,
+)
+from maskdm.records import Machine, Record, StepTimes
 from maskdm.study import Part
 
 CONFIDENCE = 0.95
@@ -22,23 +31,24 @@ AGAINST = "_against_baseline"  # a measure over the baseline's with the same see
 MEASURES = ("heldout_loss", "distance", "kid", "precision", "recall")
 
 
-def curves(name: str, part: Part, records: Records) -> pd.DataFrame:
+def curves(name: str, part: Part, records: Records, times: StepTimes) -> pd.DataFrame:
     """Every measurement of a part's trials.
 
     Returns:
-        One row a measurement: part, arm, seed, phase, images_seen, train_flops, train_seconds (NaN if they do not
-        compare with the baseline's), heldout_loss or, of a snapshot, distance, kid, precision and recall (the others
-        NaN).
+        One row a measurement: part, arm, seed, phase, images_seen, train_flops, train_seconds (as
+        `analysis.train_seconds` has them), heldout_loss or, of a snapshot, distance, kid, precision and recall (the
+        others NaN).
 
     Raises:
-        MaskDMError: a trial has no record.
+        MaskDMError: a trial has no record, or a phase was not timed.
     """
     rows = []
     for arm, seed in itertools.product(part.arms, part.seeds):
         record, _ = find_record(records, "study", f"{name}/{arm}-{seed}")
-        timed = _timed_with_baseline(name, part, arm, seed, records)
-        seconds = timed.seconds if timed else [math.nan] * len(record.history)
-        for row, elapsed in zip(record.history, seconds, strict=True):
+        losses = [row for row in record.history if "heldout_loss" in row]
+        known = [0.0, *(row["train_flops"] for row in losses)], [0.0, *train_seconds(times, f"{name}/{arm}", losses)]
+        for row in record.history:
+            elapsed = float(np.interp(row["train_flops"], *known))  # also of snapshots: within a phase a line
             found = {"phase": row.get("phase"), "heldout_loss": row.get("heldout_loss")}
             if "heldout_loss" not in row:
                 found |= {"distance": row[distance_metric(row)], **{key: row[key] for key in MEASURES[2:]}}
@@ -48,17 +58,17 @@ def curves(name: str, part: Part, records: Records) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def trials(name: str, part: Part, records: Records) -> pd.DataFrame:
+def trials(name: str, part: Part, records: Records, times: StepTimes) -> pd.DataFrame:
     """One row a trial: what it trained, what it ended with, and that over the baseline's of the same seed.
 
     `compute_to_target` and `seconds_to_target` are the cost at which the trial reached the final held-out loss of the
     baseline of its seed, as a share of what that one spent, `distance_compute_to_target` that at which it reached the
-    distance; infinity: it never did. Seconds and images a second that do not compare with the baseline's are NaN.
+    distance; infinity: it never did.
 
     Raises:
-        MaskDMError: a trial has no record.
+        MaskDMError: a trial has no record, or a phase was not timed.
     """
-    measured = curves(name, part, records)
+    measured = curves(name, part, records, times)
     rows = []
     for arm, seed in itertools.product(part.arms, part.seeds):
         record, machine = find_record(records, "study", f"{name}/{arm}-{seed}")
@@ -74,7 +84,7 @@ def trials(name: str, part: Part, records: Records) -> pd.DataFrame:
                 "seconds_to_target": _to_target(own, base, "train_seconds", "heldout_loss"),
                 "distance_compute_to_target": _to_target(own, base, "train_flops", "distance"),
             }
-            | _costs(record, machine, _timed_with_baseline(name, part, arm, seed, records))
+            | _costs(record, machine, float(own["train_seconds"].max()))
         )
     return pd.DataFrame(rows)
 
@@ -169,25 +179,12 @@ def _pretraining(part: Part, arm: str, record: Record) -> dict[str, Any]:
     }
 
 
-def _timed_with_baseline(name: str, part: Part, arm: str, seed: int, records: Records) -> Machine | None:
-    """The machine part of a trial whose times compare with those of the baseline of its seed, else None.
-
-    That is one of the same commit on the same hardware. Others were made in another session, perhaps on another machine
-    of the kind, or while it was slower: a ratio of their seconds says nothing of the arms.
-    """
-    _, own = find_record(records, "study", f"{name}/{arm}-{seed}")
-    _, base = find_record(records, "study", f"{name}/{part.baseline}-{seed}")
-    if own and base and own.hardware == base.hardware and own.git.get("commit") == base.git.get("commit"):
-        return own
-    return None
-
-
-def _costs(record: Record, machine: Machine | None, timed: Machine | None) -> dict[str, float]:
+def _costs(record: Record, machine: Machine | None, seconds: float) -> dict[str, float]:
     return {
         "images_seen": record.summary["images_seen"],
         "train_flops": record.summary["train_flops"],
-        "train_seconds": timed.stage_seconds if timed else math.nan,
-        "images_per_second": (timed.images_per_second if timed else None) or math.nan,
+        "train_seconds": seconds,
+        "images_per_second": record.summary["images_seen"] / seconds,
         "peak_memory_bytes": (machine.peak_memory_bytes if machine else None) or math.nan,
     }
 
@@ -199,13 +196,11 @@ def mean_curve(measured: pd.DataFrame, arm: str, measure: str, cost: str, points
         measured: what `curves` returns.
         arm: the arm.
         measure: a column of `measured`.
-        cost: another one, `train_flops` or `train_seconds`; without a row where it is not known.
+        cost: another one, `train_flops` or `train_seconds`.
         points: of the common axis.
     """
-    own = measured[measured["arm"] == arm].dropna(subset=[measure, cost])
+    own = measured[measured["arm"] == arm].dropna(subset=measure)
     by_seed = [curve for _, curve in own.groupby("seed")]
-    if not by_seed:
-        return pd.DataFrame(columns=[cost, "mean", "low", "high"], dtype=float)
     start = max(curve[cost].iloc[0] for curve in by_seed)
     end = min(curve[cost].iloc[-1] for curve in by_seed)
     rows = []

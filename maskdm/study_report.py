@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from maskdm.analysis import FLOOR, Row
+from maskdm.records import StepTimes
 from maskdm.study import Part
 from maskdm.study_analysis import AGAINST, CONFIDENCE, rank_agreement
 from maskdm.units import four_digits, percent, si
@@ -28,8 +29,11 @@ noise); intervals are 95 % percentile bootstrap intervals of the mean over the s
 only where the interval leaves zero out. With so few seeds such intervals are narrow: of arms that do not differ, they \
 call lower or higher about 24 % with three seeds, 20 % with four, 17 % with five and 14 % with six. So every part has \
 a `control`, a mask that removes one token: how far it ends from the baseline is what chance does, and an arm counts \
-for more than chance where it is clearly farther. Seconds and images/s are given of arms that were trained with the \
-code and on the hardware of their baseline; how fast each mask is where nothing else differs is measured below.\
+for more than chance where it is clearly farther.\
+"""
+SECONDS = """\
+Seconds are steps times seconds a step. One step of every phase of all arms followed on another, again and again, on \
+{machine}: what else ran there slowed all of them alike. Nothing is read from the clock of separate trainings.\
 """
 
 
@@ -60,6 +64,11 @@ def answer(name: str, part: Part, summary: pd.DataFrame, metric: str, figures: l
         f"Trials in numbers: [study/{name}.csv](study/{name}.csv).",
     ]
     return _answer(part.question, headline(part, summary), section)
+
+
+def head(times: StepTimes) -> str:
+    """The top of the page: what is compared with what, and what its seconds are."""
+    return f"{HEAD} {SECONDS.format(machine=times.machine)}"
 
 
 def in_short(answers: Sequence[str]) -> str:
@@ -153,7 +162,8 @@ def throughput_answer(table: pd.DataFrame) -> Answer:
         f"{_span(masked['memory_bytes'] / dense)} of the memory of dense ones."
     )
     section = [
-        "Measured one at a time; the FLOP-ideal is a masked image that is as much faster as it has fewer FLOPs.",
+        "Of steps timed in turn, as all seconds of this page; memory each in a process of its own. The FLOP-ideal is a "
+        "masked image that is as much faster as it has fewer FLOPs.",
         "![throughput](study/throughput.png)",
         _markdown(shown),
     ]
@@ -243,7 +253,7 @@ def _change(row: Row, measure: str) -> str:
 def _to_target(row: Row, baseline: str) -> str:
     if math.isinf(row["compute_to_target"]):
         return f"`{baseline}`'s final loss reached with {_seeds_at_target(row)}"
-    costs = [f"{_share(row, cost)} of its {noun}" for cost, noun in TO_TARGET.items() if not math.isnan(row[cost])]
+    costs = [f"{_share(row, cost)} of its {noun}" for cost, noun in TO_TARGET.items()]
     return f"`{baseline}`'s final loss reached with {' and '.join(costs)}"
 
 

@@ -8,10 +8,10 @@ from maskdm.analysis import Records, distance_metric
 from maskdm.config import load_block
 from maskdm.errors import exit_with_one_line
 from maskdm.files import write_csv, write_text
-from maskdm.records import read_records
+from maskdm.records import StepTimes, read_records, read_step_times
 from maskdm.study import Part, Parts
 from maskdm.study_analysis import curves, summary, trials
-from pipeline.paths import ROOT, STUDY, STUDY_REPORTS
+from pipeline.paths import ROOT, STUDY, STUDY_REPORTS, STUDY_STEP_TIME
 
 REPORT = ROOT / "reports" / "study.md"
 
@@ -20,14 +20,15 @@ def main() -> None:
     """Write the report."""
     with exit_with_one_line():
         parts, records = load_block(Parts, "parts", STUDY).root, read_records(ROOT, ("study",))
+        times = read_step_times(STUDY_STEP_TIME)
         done = {name: part for name, part in parts.items() if is_complete(name, part, records)}
-        tables = {name: trials(name, part, records) for name, part in done.items()}
-        written = [write_part(name, part, tables[name], records) for name, part in done.items()]
+        tables = {name: trials(name, part, records, times) for name, part in done.items()}
+        written = [write_part(name, part, tables[name], records, times) for name, part in done.items()]
         written += [study_report.agreement_answer(done, tables)] if done else []
         others = ((STUDY_REPORTS / file, write) for file, write in OTHERS)
         written += [write(pd.read_csv(path)) for path, write in others if path.is_file()]
         page = [
-            study_report.HEAD,
+            study_report.head(times),
             study_report.in_short([text.in_short for text in written]),
             *(text.section for text in written),
             study_report.missing([name for name in parts if name not in done]),
@@ -41,9 +42,9 @@ def is_complete(name: str, part: Part, records: Records) -> bool:
     return all(f"{name}/{arm}-{seed}" in known for arm in part.arms for seed in part.seeds)
 
 
-def write_part(name: str, part: Part, table: pd.DataFrame, records: Records) -> study_report.Answer:
+def write_part(name: str, part: Part, table: pd.DataFrame, records: Records, times: StepTimes) -> study_report.Answer:
     """Write the tables and figures of a part; returns what the report says of it."""
-    measured, means = curves(name, part, records), summary(table)
+    measured, means = curves(name, part, records, times), summary(table)
     for suffix, frame in (("", table), ("_summary", means), ("_curves", measured)):
         write_csv(STUDY_REPORTS / f"{name}{suffix}.csv", frame)
     drawn = draw(name, part, measured, table, means)

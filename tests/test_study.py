@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from maskdm.config import load_block
-from maskdm.records import read_records
+from maskdm.records import read_records, read_step_times
 from maskdm.study import Parts
 from tests.imports import PROJECT
 from tests.toy import ENVIRONMENT, write_params
@@ -82,6 +82,16 @@ def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) ->
 def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:
     settings = load_block(Parts, "parts", project / "study" / "params.yaml")
     write_study(project, **{name: part.model_dump(mode="json") for name, part in settings.root.items()}, third=FIRST)
+    error = run(project, "study_report", expect=2)
+    assert error == "error: records/study_step_time.json: no such file; the stage `step_time` writes it\n"
+    run(project, "study_step_time")
+    times = read_step_times(project / "records" / "study_step_time.json")
+    phases = {arm: len(seconds) for arm, seconds in times.seconds.items()}
+    assert phases == {
+        **{"first/scratch": 1, "first/patches": 2, "second/base": 1, "second/untold": 2},
+        **{"third/scratch": 1, "third/patches": 2},
+    }
+    assert times.seconds["first/scratch"] == times.seconds["second/base"]  # the same step, timed once
     run(project, "study_report")
     text = (project / "reports" / "study.md").read_text()
     assert "## Does it pay?" in text
@@ -89,17 +99,25 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
     assert "dvc repro study/dvc.yaml:part@third" in text
     table = pd.read_csv(project / "reports" / "study" / "first.csv")
     assert len(table) == 4
+    steps = {record.key: record.history[-3]["step"] for record, _ in read_records(project, ("study",))}
+    (seconds,) = times.seconds["first/scratch"]
+    scratch = table[table["arm"] == "scratch"]
+    assert scratch["train_seconds"].tolist() == pytest.approx([seconds * steps[f"first/scratch-{s}"] for s in (1, 2)])
     assert (project / "reports" / "study" / "first_curves.png").is_file()
 
 
 def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
     write_study(project, masks=FIRST)
+    run(project, "study_step_time")
     run(project, "throughput")
     table = pd.read_csv(project / "reports" / "study" / "throughput.csv").set_index("arm")
     assert set(table.index) == {"scratch", "patches"}
     assert table["visible_tokens"].to_dict() == {"scratch": 16, "patches": 4}
     # How fast this machine was just now is no property to hold: what the columns say of one another is.
-    assert (table[["images_per_second", "of_flop_ideal"]] > 0).all(axis=None)
+    assert (table[["images_per_second", "of_flop_ideal", "memory_bytes"]] > 0).all(axis=None)
+    assert table.loc["scratch", "of_flop_ideal"] == 1
+    seconds = read_step_times(project / "records" / "study_step_time.json").seconds["masks/patches"][0]
+    assert table.loc["patches", "images_per_second"] == pytest.approx(16 / seconds)
     tokens_per_image = table["tokens_per_second"] / table["images_per_second"]
     assert tokens_per_image.tolist() == pytest.approx(table["visible_tokens"].tolist(), rel=1e-4)
     flops_per_image = table["flops_per_second"] / table["images_per_second"]
