@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from maskdm.errors import MaskDMError
 from maskdm.files import write_atomically
+from maskdm.units import percent
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ class StepTimes:
     git: dict[str, Any]  # of `git_state`
     hardware: dict[str, Any]  # of `hardware`
     seconds: dict[str, list[float]]  # arm -> of a step of each of its phases in sequence
+    spread: float  # of `step_time.spread`: how steady the machine was
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -85,12 +87,12 @@ class StepTimes:
 
     @property
     def machine(self) -> str:
-        """The hardware and the code in words: `AMD EPYC, 2 cores; commit 5b6088b`."""
+        """The hardware, the code and how steady it was in words: `AMD EPYC, 2 cores (commit 5b6088b; spread 3 %)`."""
         device, processes = self.hardware["device"], self.hardware["processes"]
         name = f"{self.hardware['cpu']}, {self.hardware['cores']} cores" if device == "cpu" else device
         shared = f", {processes} processes" if processes > 1 else ""
-        commit = f"; commit `{self.git['commit'][:7]}`" if self.git["commit"] else ""
-        return f"{name}{shared}{commit}"
+        commit = f"commit `{self.git['commit'][:7]}`; " if self.git["commit"] else ""
+        return f"{name}{shared} ({commit}spread {percent(self.spread)})"
 
 
 R = TypeVar("R", Record, Machine, StepTimes)

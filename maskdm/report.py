@@ -157,7 +157,8 @@ DEFINITIONS = """\
 blocks; `->` separates phases in sequence.
 - **compute**: FLOPs of training (forward, backward and the optimiser's own matrix products), pre-training counted in.
 - **seconds**: steps times seconds a step. One step of every phase of all arms followed on another, again and again: \
-what else ran on the machine slowed all of them alike. Reading data, measuring and saving are left out.
+what else ran on the machine slowed all of them alike. Reading data, measuring and saving are left out. The \
+spread is how far apart the middle half of a step's shares of a round lies: a few percent on a quiet machine.
 - **images/s**: over the whole arm, and within its pre-training and its fine-tuning, by these seconds.
 - **held-out loss**: denoising loss of the EMA weights on all tokens of a fixed set of held-out images, with fixed \
 timesteps and noise.

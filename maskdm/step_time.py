@@ -5,7 +5,7 @@ kind follows on another, again and again, so that whatever else runs on the mach
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from statistics import median
+from statistics import median, quantiles
 from time import perf_counter
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", bound=Hashable)
 WARM_UP = 3  # steps of each kind that are not timed: the first ones allocate
 ROUNDS = 100  # of one step of each kind
 MIN_ROUNDS = 5  # however long they take
-SECONDS = 120.0  # after which there are no more than those
+SECONDS = 300.0  # after which there are no more than those
 
 
 def seconds_a_step(
@@ -32,8 +32,8 @@ def seconds_a_step(
     arms: Mapping[str, Sequence[PhasePlan]],
     device: torch.device,
     processes: Processes = ALONE,
-) -> dict[str, list[float]]:
-    """Seconds that a step of each phase takes, by arm; phases whose steps do the same work have the same.
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds that a step of each phase takes, by arm, and their `spread`; steps that do the same work have the same.
 
     Every kind of step keeps a network of its own to the end: weights, their average and the optimizer's moments, 16
     bytes a parameter with AdamW. Activations and gradients are freed after each step.
@@ -53,8 +53,9 @@ def seconds_a_step(
     for step in steps.values():
         for _ in range(WARM_UP):
             step()
-    seconds = fair_seconds(timed_rounds(steps, processes))
-    return {arm: [seconds[work(plan)] for plan in phases] for arm, phases in arms.items()}
+    found = timed_rounds(steps, processes)
+    seconds = fair_seconds(found)
+    return {arm: [seconds[work(plan)] for plan in phases] for arm, phases in arms.items()}, spread(found)
 
 
 def work(plan: PhasePlan) -> Hashable:
@@ -87,9 +88,21 @@ def fair_seconds(found: Sequence[Mapping[Kind, float]]) -> dict[Kind, float]:
     single steps moves no median. So the ratio of two kinds is right even on a machine that is three times as slow
     half of the time.
     """
-    whole = [sum(seconds.values()) for seconds in found]
-    shares = {kind: median(s[kind] / total for s, total in zip(found, whole, strict=True)) for kind in found[0]}
-    return {kind: share * median(whole) for kind, share in shares.items()}
+    whole = median(sum(seconds.values()) for seconds in found)
+    return {kind: whole * median(own) for kind, own in _shares(found).items()}
+
+
+def spread(found: Sequence[Mapping[Kind, float]]) -> float:
+    """How far apart the middle half of a step's shares of a round lies, over their median, of the least steady kind.
+
+    A few percent on a quiet machine. Where it is much more, other work takes turns with the steps.
+    """
+    quarters = [quantiles(own, n=4) for own in _shares(found).values()]
+    return max((high - low) / middle for low, middle, high in quarters)
+
+
+def _shares(found: Sequence[Mapping[Kind, float]]) -> dict[Kind, list[float]]:
+    return {kind: [seconds[kind] / sum(seconds.values()) for seconds in found] for kind in found[0]}
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -33,7 +33,8 @@ for more than chance where it is clearly farther.\
 """
 SECONDS = """\
 Seconds are steps times seconds a step. One step of every phase of all arms followed on another, again and again, on \
-{machine}: what else ran there slowed all of them alike. Nothing is read from the clock of separate trainings.\
+{machine}: what else ran there slowed all of them alike. The spread is how far apart the middle half of a step's \
+shares of a round lies: a few percent on a quiet machine.\
 """
 
 

@@ -32,9 +32,10 @@ def write_times(
 ) -> None:
     """Time the steps of all phases of `arms`, and let the main process write what came out."""
     started_at, device = now(), choose_device()
-    seconds = seconds_a_step(params, recipe, arms, device, processes)
+    seconds, spread = seconds_a_step(params, recipe, arms, device, processes)
     if processes.is_main:
-        write_step_times(path, StepTimes(started_at, git_state(ROOT), hardware(device, processes.count), seconds))
+        times = StepTimes(started_at, git_state(ROOT), hardware(device, processes.count), seconds, spread)
+        write_step_times(path, times)
 
 
 if __name__ == "__main__":

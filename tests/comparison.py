@@ -157,7 +157,7 @@ def make_times(params: Params, **slower: float) -> StepTimes:
     phases = {name: 1 + len(params.pretrain[arm.pretrain]) for name, arm in params.arms.items()}
     seconds = {name: [step * slower.get(name, 1.0)] * count for name, count in phases.items()}
     hardware = {"device": "cpu", "cpu": "a CPU", "cores": 2, "processes": 1}
-    return StepTimes("2025-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, seconds)
+    return StepTimes("2025-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, seconds, spread=0.03)
 
 
 def evaluate_rows(params: Params, arm: str) -> list[dict[str, Any]]:

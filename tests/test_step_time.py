@@ -15,7 +15,7 @@ from maskdm.config import Params, Recipe
 from maskdm.errors import MaskDMError
 from maskdm.plan import arm_plans
 from maskdm.records import StepTimes, read_step_times, write_step_times
-from maskdm.step_time import fair_seconds, seconds_a_step, timed_rounds, work
+from maskdm.step_time import fair_seconds, seconds_a_step, spread, timed_rounds, work
 
 COSTS = {"dense": 1.0, "masked": 0.7, "small": 0.1}  # seconds of a step on an idle machine
 
@@ -60,11 +60,20 @@ def test_a_slow_drift_and_single_steps_that_are_hit_leave_the_ratios(monkeypatch
         assert seconds[kind] / seconds["dense"] == pytest.approx(cost, rel=0.03)
 
 
+def test_the_spread_tells_a_steady_machine_from_one_that_other_work_takes_turns_on() -> None:
+    steady = [{"dense": 1.0 * slow, "masked": 0.5 * slow} for slow in (1, 3, 1, 2, 1, 1, 3, 1)]
+    assert spread(steady) == pytest.approx(0)
+    hit = [{"dense": dense, "masked": 1.0} for dense in (1.0, 3.0) * 4]  # half of the dense steps: shares 1/2 and 3/4
+    assert spread(hit) == pytest.approx((1 / 2 - 1 / 4) / (3 / 8))
+    once = [*steady, {"dense": 50.0, "masked": 0.5}]
+    assert spread(once) == pytest.approx(0)
+
+
 def test_steps_on_an_idle_machine_take_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured(monkeypatch, lambda _: 1.0) == pytest.approx(COSTS)
 
 
-@pytest.mark.parametrize(("cost", "rounds"), [(0.1, step_time.ROUNDS), (4.0, 31), (1000.0, step_time.MIN_ROUNDS)])
+@pytest.mark.parametrize(("cost", "rounds"), [(0.1, step_time.ROUNDS), (8.0, 38), (1000.0, step_time.MIN_ROUNDS)])
 def test_there_are_as_many_rounds_as_the_time_allows_and_never_too_few(
     monkeypatch: pytest.MonkeyPatch, cost: float, rounds: int
 ) -> None:
@@ -98,19 +107,18 @@ def test_every_phase_of_every_arm_has_its_seconds(
     ticks = itertools.count()
     monkeypatch.setattr(step_time, "perf_counter", lambda: float(next(ticks)))
     arms = {arm: arm_plans(params, recipe, arm) for arm in params.arms}
-    assert seconds_a_step(params, recipe, arms, torch.device("cpu")) == {
-        "scratch": [pytest.approx(1)],
-        "patch75": [pytest.approx(1)] * 2,
-        "staged": [pytest.approx(1)] * 3,
-    }
+    seconds, spread = seconds_a_step(params, recipe, arms, torch.device("cpu"))
+    assert {arm: len(own) for arm, own in seconds.items()} == {"scratch": 1, "patch75": 2, "staged": 3}
+    assert [second for own in seconds.values() for second in own] == pytest.approx([1] * 6)
+    assert spread == pytest.approx(0)
 
 
 def test_what_was_measured_is_read_as_it_was_written(tmp_path: Path) -> None:
     hardware = {"device": "a GPU", "cpu": "a CPU", "cores": 16, "processes": 4}
-    times = StepTimes("2026-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, {"scratch": [0.25]})
+    times = StepTimes("2026-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, {"scratch": [0.25]}, 0.031)
     path = tmp_path / "step_time.json"
     with pytest.raises(MaskDMError, match=r"step_time\.json: no such file; the stage `step_time` writes it"):
         read_step_times(path)
     write_step_times(path, times)
     assert read_step_times(path) == times
-    assert times.machine == "a GPU, 4 processes; commit `0123456`"
+    assert times.machine == "a GPU, 4 processes (commit `0123456`; spread 3.1 %)"

@@ -35,7 +35,8 @@ NOISE = {1: 1.0, 2: 1.05, 3: 0.97}  # of a seed, in all arms alike
 
 HARDWARE = {"device": "cpu", "cpu": "a CPU", "cores": 2, "processes": 1}
 # Ten steps of 1e11 FLOPs an arm: seconds are compute / 1e10.
-TIMES = StepTimes("2026-01-01T00:00:00+00:00", {"commit": None}, HARDWARE, {f"toy/{arm}": [10.0] for arm in PART.arms})
+SECONDS = {f"toy/{arm}": [10.0] for arm in PART.arms}
+TIMES = StepTimes("2026-01-01T00:00:00+00:00", {"commit": None}, HARDWARE, SECONDS, spread=0.03)
 
 
 def record(arm: str, seed: int) -> tuple[Record, Machine]:
@@ -90,7 +91,7 @@ def test_no_wall_time_moves_a_number(records: list[tuple[Record, Machine]]) -> N
 
 
 def test_seconds_are_steps_times_seconds_a_step(records: list[tuple[Record, Machine]]) -> None:
-    slow = replace(TIMES, seconds={**TIMES.seconds, "toy/better": [15.0]})
+    slow = replace(TIMES, seconds={**SECONDS, "toy/better": [15.0]})
     table, measured = trials("toy", PART, records, slow), curves("toy", PART, records, slow)
     better = table[table["arm"] == "better"]
     assert better["train_seconds"].to_numpy() == pytest.approx(150)
