@@ -82,14 +82,14 @@ def timed_round(steps: Mapping[Kind, Callable[[], object]]) -> dict[Kind, float]
 
 
 def fair_seconds(found: Sequence[Mapping[Kind, float]]) -> dict[Kind, float]:
-    """Seconds of a step of each kind: its median share of a round, times the median round.
+    """Seconds of a step of each kind: its median share of a round, times the quickest round.
 
     What slows the machine for longer than a round slows all of the round, and leaves the shares as they are. What hits
     single steps moves no median. So the ratio of two kinds is right even on a machine that is three times as slow
-    half of the time.
+    half of the time. The quickest round says what the machine can do, as far as other work lets it.
     """
-    whole = median(sum(seconds.values()) for seconds in found)
-    return {kind: whole * median(own) for kind, own in _shares(found).items()}
+    quickest = min(sum(seconds.values()) for seconds in found)
+    return {kind: quickest * median(own) for kind, own in _shares(found).items()}
 
 
 def spread(found: Sequence[Mapping[Kind, float]]) -> float:
