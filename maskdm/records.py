@@ -87,12 +87,12 @@ class StepTimes:
 
     @property
     def machine(self) -> str:
-        """The hardware, the code and how steady it was in words: `AMD EPYC, 2 cores (commit 5b6088b; spread 3 %)`."""
+        """The hardware, the code and how steady it was in words: `AMD EPYC, 2 cores; commit 5b6088b; spread 3 %`."""
         device, processes = self.hardware["device"], self.hardware["processes"]
         name = f"{self.hardware['cpu']}, {self.hardware['cores']} cores" if device == "cpu" else device
         shared = f", {processes} processes" if processes > 1 else ""
-        commit = f"commit `{self.git['commit'][:7]}`; " if self.git["commit"] else ""
-        return f"{name}{shared} ({commit}spread {percent(self.spread)})"
+        commit = f"; commit `{self.git['commit'][:7]}`" if self.git["commit"] else ""
+        return f"{name}{shared}{commit}; spread {percent(self.spread)}"
 
 
 R = TypeVar("R", Record, Machine, StepTimes)

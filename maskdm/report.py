@@ -192,7 +192,7 @@ images of {shape}; SHA-256 `{dataset["sha256"][:12]}`.
 {recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training an arm, pre-training counted in.
 - **Arms**: {_listed(list(params.arms))}; the baseline is `{params.baseline}`.
-- **Seconds**: of steps that were timed in turn on {times.machine}."""
+- **Seconds**: of steps that were timed in turn ({times.machine})."""
 
 
 def _cost_table(arms: pd.DataFrame) -> str:

@@ -32,9 +32,9 @@ a `control`, a mask that removes one token: how far it ends from the baseline is
 for more than chance where it is clearly farther.\
 """
 SECONDS = """\
-Seconds are steps times seconds a step. One step of every phase of all arms followed on another, again and again, on \
-{machine}: what else ran there slowed all of them alike. The spread is how far apart the middle half of a step's \
-shares of a round lies: a few percent on a quiet machine.\
+Seconds are steps times seconds a step. One step of every phase of all arms followed on another, again and again, with \
+a core or a GPU, as trials have one ({machine}): what else ran there slowed all of them alike. The spread is how far \
+apart the middle half of a step's shares of a round lies: a few percent on a quiet machine.\
 """
 
 

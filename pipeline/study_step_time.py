@@ -2,8 +2,11 @@
 
 python -m pipeline.study_step_time
 
-One process times them, with the whole machine or one GPU.
+They are timed as trials train, with one core or one GPU each. Steps of several threads would depend on what else runs:
+where one of the threads has to wait, small steps lose another share of their time than large ones.
 """
+
+import torch
 
 from maskdm.config import load_block, load_params, load_recipe
 from maskdm.errors import exit_with_one_line
@@ -21,6 +24,7 @@ def main() -> None:
         recipe = load_recipe(params.recipe, ROOT)
         parts = {name: part.comparison(params) for name, part in load_block(Parts, "parts", STUDY).root.items()}
         arms = {f"{name}/{arm}": arm_plans(part, recipe, arm) for name, part in parts.items() for arm in part.arms}
+        torch.set_num_threads(1)
         write_times(STUDY_STEP_TIME, params, recipe, arms, ALONE)
 
 

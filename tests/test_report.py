@@ -110,7 +110,7 @@ def test_every_row_of_a_markdown_table_has_all_cells(params: Params) -> None:
     assert all(len({line.count("|") for line in table}) == 1 for table in tables)
     assert "not reached" in tables[1][-1]
     assert "nan" not in text
-    assert "timed in turn on a CPU, 2 cores (commit `0123456`; spread 3 %)" in text
+    assert "timed in turn (a CPU, 2 cores; commit `0123456`; spread 3 %)" in text
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------

@@ -121,4 +121,4 @@ def test_what_was_measured_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_step_times(path)
     write_step_times(path, times)
     assert read_step_times(path) == times
-    assert times.machine == "a GPU, 4 processes (commit `0123456`; spread 3.1 %)"
+    assert times.machine == "a GPU, 4 processes; commit `0123456`; spread 3.1 %"
