@@ -89,7 +89,7 @@ def throughput(table: pd.DataFrame) -> Figure:
         sns.scatterplot(x=ratios, y=values, hue=batches, ax=axes)
         axes.set_xlabel("tokens removed (%)")
         axes.set_ylabel(name)
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.08 * values.max())
         axes.get_legend().set_title("batch")
     return figure
 
