@@ -32,7 +32,7 @@ from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import write_record
 from maskdm.training.checkpoint import load_snapshot, network_sha256, snapshot_folder
 from maskdm.training.objective import noise_schedule
-from maskdm.training.plan import PhasePlan, plan_finetune
+from maskdm.training.plan import PhasePlan, arm_plans
 
 GRID_SIDE = 8  # samples a side of the grid that is kept
 
@@ -112,7 +112,7 @@ class Judge:
             MaskDMError: one of them is missing or is not what the settings ask for.
         """
         params = project.params
-        plans = (*project.plans(params.arms[arm].pretrain), plan_finetune(params, project.recipe, arm))
+        plans = arm_plans(params, project.recipe, arm)
         extractor = load_extractor(params.evaluation, project.device)
         key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
         return cls(project, plans, extractor, load_reference(REFERENCE, key), work)

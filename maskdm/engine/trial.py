@@ -24,7 +24,7 @@ from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import Machine, Record, Stage, distance_metric, write_record
 from maskdm.training.checkpoint import save_snapshot, snapshot_folder
 from maskdm.training.loop import Row
-from maskdm.training.plan import PhasePlan, peak_memory_bytes, plan_finetune
+from maskdm.training.plan import PhasePlan, arm_plans, peak_memory_bytes
 
 Watch = Callable[[Row], None]
 
@@ -64,9 +64,8 @@ def trial_params(
 
 def trial_plans(project: Project) -> tuple[PhasePlan, ...]:
     """All phases of the project's one arm that have steps."""
-    ((arm, settings),) = project.params.arms.items()
-    plans = (*project.plans(settings.pretrain), plan_finetune(project.params, project.recipe, arm))
-    return tuple(plan for plan in plans if plan.steps)
+    (arm,) = project.params.arms
+    return arm_plans(project.params, project.recipe, arm)
 
 
 def trial_identity(project: Project, judged: bool) -> str:

@@ -24,7 +24,7 @@ def own_project() -> Path:
 
 
 def work_folder(stage: str, key: str, identity: str) -> Path:
-    """Where a stage keeps what it resumes from. Other settings, data or code are another folder."""
+    """Where a stage keeps what it resumes from. Other settings or data are another folder."""
     return ROOT / "work" / f"{stage}-{key}" / identity
 
 

@@ -33,12 +33,12 @@ WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")
 
 @dataclass(frozen=True)
 class Record:
-    """What a stage computed. Equal settings, data and code give equal bytes: nothing of the machine is in it."""
+    """What a stage computed. Equal settings and data give equal bytes: nothing of the machine is in it."""
 
     stage: Stage
     key: str  # key of `pretrain`, or the arm; of a trial `<study>/<name>`
     arm: str  # the arm it belongs to; a pre-training that several arms share: the first of them
-    identity: str  # fingerprint of settings, data and code: what tells one run from another
+    identity: str  # fingerprint of settings, data and `NUMERICS`: what tells one run from another
     params: dict[str, Any]  # flat, the same names in every record
     data: dict[str, Any]  # name, sha256, train, heldout, shape
     summary: dict[str, int | float]  # final values
