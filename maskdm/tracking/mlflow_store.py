@@ -1,9 +1,8 @@
-"""MLflow, and the only file that imports it: one experiment, a run per arm or study, below it one per stage or trial.
+"""MLflow, and the only file that imports it: one experiment, a run per arm with its means, below it one per trial.
 
 The store is a view of the record files. No failure of it stops a training, and `sync` rebuilds it from the records.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -11,12 +10,13 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
-from itertools import accumulate
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -24,14 +24,17 @@ from tqdm import tqdm
 
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.files import expanded, sqlite_path, sqlite_url
-from maskdm.tracking.records import Machine, Record, dvc_state, git_state, read_records
+from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, read_records
+from maskdm.tracking.subject import Subject, digest
+from maskdm.tracking.views import EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import DatasetInput, Run, RunInfo
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 EXPERIMENT = "maskdm"
+PARENT = "mlflow.parentRunId"
 VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 ENVIRONMENT = {  # what the user has set goes before
@@ -46,34 +49,13 @@ LOCK_SECONDS = 120
 
 # In a row, these say where and how it was measured; every other number is a metric.
 NOT_METRICS = {
-    *("step", "phase", "fraction", "images_seen"),
+    *("step", "phase", "fraction"),
     *("samples", "reference", "num_inference_steps", "eta", "input_size"),
 }
 QUALITY = re.compile(r"heldout_loss|fid|fd_.*|kid")  # also logged against compute, to compare arms in the UI
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What one run is about."""
-
-    record: Record  # its history and summary are not read
-    git: dict[str, Any]  # of `records.git_state`
-    dvc: dict[str, Any]  # of `records.dvc_state`
-
-    @property
-    def name(self) -> str:
-        """As DVC names the stage; of a trial, the stage that makes it and the trial."""
-        return f"{self.record.stage}@{self.record.key}"
-
-    @property
-    def parent(self) -> dict[str, str]:
-        """Tags of the run that this one is nested under: the arm's, or that of the study whose trial it is."""
-        study, slash, _ = self.record.key.rpartition("/")
-        if slash:
-            return {"maskdm.role": "study", "maskdm.study": f"{self.record.stage}@{study}"}
-        return {"maskdm.role": "arm", "maskdm.arm": self.record.arm}
-
-
+OF_AN_ARM = re.compile(rf"{QUALITY.pattern}|precision|recall|images_seen|train_flops")  # its run has means of these
+SYNCED = "maskdm.synced"  # tag: digest of the record that a run holds all of
+SUMMARY = "maskdm.summary"  # tag: digest of what the run of an arm holds; set last
 # --- what stage scripts use ---------------------------------------------------------------------------------
 
 
@@ -117,11 +99,21 @@ class LiveRun:
 
     def log_history(self, rows: list[dict[str, Any]]) -> None:
         """Log what the store lacks of `rows`, the complete history so far."""
-        self._attempt(lambda: self._run.log_history(rows, [_now()] * len(rows)))
+
+        def log() -> None:
+            self._run.add_history(rows, [_now()] * len(rows))
+            self._run.write()
+
+        self._attempt(log)
 
     def log_machine(self, machine: Machine) -> None:
         """Log time, throughput, memory and hardware of the finished stage."""
-        self._attempt(lambda: self._run.log_machine(machine, _now()))
+
+        def log() -> None:
+            self._run.add_machine(machine, _now())
+            self._run.write()
+
+        self._attempt(log)
 
     def log_artifact(self, path: Path) -> None:
         """Attach a file: a sample grid, the record."""
@@ -129,16 +121,18 @@ class LiveRun:
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag."""
-        self._attempt(lambda: self._run.tag(name, value))
+        self._attempt(lambda: self._run.write({name: value}))
 
     def close(self, status: str) -> None:
         """End the run; `live_run` calls it."""
         if self._monitor:
             self._monitor.finish()  # it keeps its own failures to itself
         self._attempt(lambda: self._run.close(status, _now()))
+        self._attempt(lambda: self._run.close_parent(status, _now()))
 
     def _open(self, subject: Subject) -> None:
         self._run = Store(self._root).run(subject, _now())
+        self._run.write()
         self._run.reopen()
 
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -153,11 +147,33 @@ class LiveRun:
             action()
         except Exception as error:  # whatever it is, it must not stop a training
             self._working = False
-            tqdm.write(
-                f"warning: tracking stops ({_reason(self._root, error)}); training goes on, the records are kept "
-                "and `maskdm sync` uploads them",
-                file=sys.stderr,
-            )
+            _warn(self._root, error)
+
+
+def summarise(root: Path, stage: Stage) -> None:
+    """Bring the runs of the arms of a stage up to the means of its records; it raises nothing."""
+    try:
+        store = Store(root)
+        for trials in _arms(read_records(root, (stage,))):
+            store.summarise(trials)
+    except Exception as error:
+        _warn(root, error)
+
+
+def log_report(root: Path, paths: Iterable[Path]) -> None:
+    """Attach a page and its figures to the run `report`, in place of older ones; it raises nothing."""
+    try:
+        Store(root).log_report(paths)
+    except Exception as error:
+        _warn(root, error)
+
+
+def _warn(root: Path, error: Exception) -> None:
+    tqdm.write(
+        f"warning: tracking stops ({_reason(root, error)}); training goes on, the records are kept "
+        "and `maskdm sync` uploads them",
+        file=sys.stderr,
+    )
 
 
 def sync(root: Path) -> int:
@@ -169,27 +185,45 @@ def sync(root: Path) -> int:
     Raises:
         MaskDMError: a record is corrupt, or the store cannot be reached.
     """
-    runs = [pair for pair in read_records(root) if pair[0].history]  # a stage without a step was no run
+    pairs = [pair for pair in read_records(root) if pair[0].history]  # a stage without a step was no run
     try:
         store = Store(root)
-        return sum(_sync_run(root, store, *pair) for pair in tqdm(runs, desc="sync", unit="run"))
+        known = store.known_runs()
+        new = [pair for pair in pairs if known.get(Subject.of(*pair).run_id) != _pair_digest(*pair)]
+        changed = sum(_sync_run(store, *pair, known) for pair in tqdm(new, desc="sync", unit="run"))
+        for trials in _arms(pairs):
+            store.summarise(trials)
+        return changed
     except Exception as error:
         raise MaskDMError(f"tracking store {_reason(root, error)}") from error
 
 
-def _sync_run(root: Path, store: "Store", record: Record, machine: Machine | None) -> bool:
+def _sync_run(store: "Store", record: Record, machine: Machine | None, known: Collection[str]) -> bool:
     """Whether something was missing."""
-    git, dvc = (machine.git, machine.dvc) if machine else ({}, {})
-    subject = Subject(record, git, dvc)
     started, *times = _timestamps(record, machine)
-    run = store.run(subject, started)
-    run.log_history(record.history, times)
+    ended = max(times, default=started)
+    subject = Subject.of(record, machine)
+    run = store.run(subject, started, is_new=subject.run_id not in known)
+    run.add_history(record.history, times)
     if machine:
-        run.log_machine(machine, max(times, default=started))
-    if run.changed:
-        run.log_json(f"{Path(record.key).name}.json", asdict(record))
-        run.close("FINISHED", max(times, default=started))
-    return run.changed
+        run.add_machine(machine, ended)
+    changed = run.lacks_something
+    run.write({SYNCED: _pair_digest(record, machine)})
+    if changed:
+        run.log_json(f"{record.key.replace('/', '-')}.json", asdict(record))
+        store.log_grid(run, record)
+        run.close("FINISHED", ended)
+    return changed
+
+
+def _arms(pairs: Iterable[tuple[Record, Machine | None]]) -> Iterator[list[tuple[Record, Machine | None]]]:
+    """The trials that are below one run each."""
+
+    def below(pair: tuple[Record, Machine | None]) -> str:
+        return Subject.of(*pair).parent["maskdm.run_id"]
+
+    for _, trials in groupby(sorted((pair for pair in pairs if pair[0].history), key=below), key=below):
+        yield list(trials)
 
 
 def _timestamps(record: Record, machine: Machine | None) -> list[int]:
@@ -197,15 +231,14 @@ def _timestamps(record: Record, machine: Machine | None) -> list[int]:
     if machine is None:
         return [_now()] * (1 + len(record.history))
     began = datetime.fromisoformat(machine.started_at).timestamp()
-    seconds = accumulate(machine.seconds) if record.stage == "evaluate" else machine.seconds
-    return [int(1000 * began), *(int(1000 * (began + elapsed)) for elapsed in seconds)]
+    return [int(1000 * began), *(int(1000 * (began + elapsed)) for elapsed in machine.seconds)]
+
+
+UI_PAGE = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=arms"
 
 
 def ui_command(root: Path) -> list[str]:
-    """The command that shows the project's own store on http://127.0.0.1:5000; run it with `ENVIRONMENT` set.
-
-    Runs are under "Model training"; their charts grouped by `maskdm.arm` draw one line an arm through all its stages.
-    """
+    """The command that shows the project's own store, best at `UI_PAGE`; run it with `ENVIRONMENT` set."""
     store = sqlite_url(root / "mlflow.db")
     return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
 
@@ -236,6 +269,7 @@ class Store:
 
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # failures are reported here, in one line
 
+        self._root = root
         uri, artifacts = store_uri(root), (root.resolve() / "mlartifacts").as_uri()
         # One process at a time creates things: two that create the tables, or an arm's run, trip over each other.
         self._lock = FileLock(root / "mlflow.db.lock", timeout=LOCK_SECONDS)
@@ -244,49 +278,133 @@ class Store:
             with self._lock:
                 _create_database(sqlite_path(uri), artifacts)
         self._client = MlflowClient(uri)
+        self._parent_ids: dict[str, str] = {}  # known runs above others, by what tells them apart
         with self._lock:
             # Pinned, because MLflow's own choice depends on the working directory. A server has a place of its own.
             self._experiment_id = self._experiment(artifacts if local else None)
 
-    def run(self, subject: Subject, started: int) -> "StoredRun":
-        """The run of `subject`, found by its identity or created below its parent; `started` in milliseconds."""
+    def run(self, subject: Subject, started: int, is_new: bool = False) -> "StoredRun":
+        """The run of `subject`, found by its identity or created below its parent, with what is known to be written.
+
+        Args:
+            subject: what it is about.
+            started: in milliseconds.
+            is_new: the store is known to have no such run.
+        """
         with self._lock:
-            name = list(subject.parent.values())[-1]
-            parent = self._find_or_create(subject.parent, {}, name, started)
-            identity = {"maskdm.run_id": f"{subject.name}:{subject.record.identity}"}
-            tags = _tags(subject) | {"mlflow.parentRunId": parent.info.run_id}
-            run = self._find_or_create(identity, tags, subject.name, started)
-            stored = StoredRun(self._client, run, parent)
-            stored.describe(subject)
+            known = self._parent_ids.get(subject.parent["maskdm.run_id"])
+            parent_id = known or self._parent(subject, started).info.run_id
+            run = None if is_new else self._find(subject.run_id)
+            if run is None:
+                tags = {"maskdm.role": "trial", "maskdm.key": subject.record.key, PARENT: parent_id}
+                tags |= {"maskdm.run_id": subject.run_id}
+                run = self._client.create_run(self._experiment_id, started, _tags(subject) | tags, subject.name)
+            elif run.data.tags.get(PARENT) != parent_id:
+                self._client.set_tag(run.info.run_id, PARENT, parent_id)
+            stored = StoredRun(self._client, run)
+            stored.add_params(subject.params)
+            stored.log_data_set(subject)
             return stored
 
-    def _experiment(self, artifacts: str | None) -> str:
-        experiment = self._client.get_experiment_by_name(EXPERIMENT)
-        if experiment:
-            return str(experiment.experiment_id)
-        return str(self._client.create_experiment(EXPERIMENT, artifacts))
+    def known_runs(self) -> dict[str, str]:
+        """The runs by what tells them apart -> digest of the record that they hold all of, if they are finished."""
+        runs = list(self._search("tags.`maskdm.run_id` LIKE '%'"))
+        digests = [run.data.tags.get(SYNCED, "") if run.info.status == "FINISHED" else "" for run in runs]
+        return {run.data.tags["maskdm.run_id"]: digest for run, digest in zip(runs, digests, strict=True)}
 
-    def _find_or_create(self, identity: dict[str, str], tags: dict[str, str], name: str, started: int) -> "Run":
-        condition = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in identity.items())
-        found = self._client.search_runs([self._experiment_id], condition, max_results=1)
-        if found:
-            return self._client.get_run(found[0].info.run_id)
-        return self._client.create_run(self._experiment_id, started, identity | tags, run_name=name)
+    def log_grid(self, run: "StoredRun", record: Record) -> None:
+        """Attach the samples of a trial of `params.yaml`, if they are here."""
+        grid = self._root / "runs" / "evaluate" / record.key / "grid.png"
+        if record.stage == "default" and grid.is_file():
+            run.log_artifact(grid)
+
+    def summarise(self, trials: list[tuple[Record, Machine | None]]) -> None:
+        """Bring the run above some trials up to their means; above those of a search, to the best of them."""
+        first = Subject.of(*trials[0])
+        records = [record for record, _ in trials]
+        counted = {"trials" if first.is_attempt else "seeds": float(len(records))}
+        if first.is_attempt:
+            records = [min(records, key=lambda record: float(record.summary["heldout_loss"]))]
+        points = _means(records) | {(name, 0): value for name, value in counted.items()}
+        content = digest(sorted([*key, value] for key, value in points.items()))
+        times = [time for pair in trials for time in _timestamps(*pair)]
+        with self._lock:
+            parent = self._parent(first, min(times))
+            if parent.data.tags.get(SUMMARY) == content:
+                return
+            if parent.data.metrics:  # MLflow cannot change what is logged
+                parent = self._replace(parent, first)
+            stored = StoredRun(self._client, parent)
+            stored.add_params(Subject.of(records[0], None).params if first.is_attempt else first.shared_params)
+            stored.add_points((*key, value, max(times)) for key, value in points.items())
+            self.log_grid(stored, records[0])
+            stored.write()
+            stored.write({SUMMARY: content})  # last: a part of it, left by a kill, is replaced
+            stored.close("FINISHED", max(times))
+
+    def log_report(self, paths: Iterable[Path]) -> None:
+        """Attach files to the run `report`."""
+        with self._lock:
+            tags = {"maskdm.run_id": "report", "mlflow.source.name": "dvc.yaml:report", "mlflow.source.type": "LOCAL"}
+            run = self._find("report") or self._client.create_run(self._experiment_id, _now(), tags, "report")
+        for path in paths:
+            self._client.log_artifact(run.info.run_id, str(path))
+        self._client.set_terminated(run.info.run_id)
+
+    def _parent(self, subject: Subject, started: int) -> "Run":
+        """The run above that of `subject`, made at first use with all that is known before anything is measured."""
+        run = self._find(subject.parent["maskdm.run_id"]) or self._new_parent(subject, started)
+        self._parent_ids[subject.parent["maskdm.run_id"]] = run.info.run_id
+        return run
+
+    def _new_parent(self, subject: Subject, started: int) -> "Run":
+        tags = _tags(subject) | subject.parent
+        run = self._client.create_run(self._experiment_id, started, tags, subject.parent_name)
+        stored = StoredRun(self._client, run)
+        stored.add_params(subject.shared_params)
+        stored.log_data_set(subject)
+        stored.write()
+        return self._client.get_run(run.info.run_id)
+
+    def _replace(self, old: "Run", subject: Subject) -> "Run":
+        """Another run in the place of one above some trials, which go below the new one."""
+        children = list(self._search(f"tags.`{PARENT}` = '{old.info.run_id}'"))
+        self._client.delete_run(old.info.run_id)
+        new = self._new_parent(subject, old.info.start_time)
+        for child in children:
+            self._client.set_tag(child.info.run_id, PARENT, new.info.run_id)
+        return new
+
+    def _experiment(self, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = found or self._client.get_experiment(self._client.create_experiment(EXPERIMENT, artifacts))
+        for name, value in EXPERIMENT_TAGS.items():
+            if experiment.tags.get(name) != value:
+                self._client.set_experiment_tag(experiment.experiment_id, name, value)
+        return str(experiment.experiment_id)
+
+    def _search(self, condition: str) -> "Iterator[Run]":
+        page = self._client.search_runs([self._experiment_id], condition)
+        yield from page
+        while page.token:
+            page = self._client.search_runs([self._experiment_id], condition, page_token=page.token)
+            yield from page
+
+    def _find(self, run_id: str) -> "Run | None":
+        found = self._client.search_runs([self._experiment_id], f"tags.`maskdm.run_id` = '{run_id}'", max_results=1)
+        return self._client.get_run(found[0].info.run_id) if found else None
 
 
 class StoredRun:
     """One run and what the store holds of it, so that nothing is logged twice. Every method raises what MLflow raises.
 
-    Attributes:
-        run_id: MLflow's.
-        changed: whether anything was missing: it was not finished, or something has been logged.
+    What is added is kept until `write`: a call of MLflow's takes 20 ms, however much it logs.
     """
 
-    def __init__(self, client: "MlflowClient", run: "Run", parent: "Run") -> None:
+    def __init__(self, client: "MlflowClient", run: "Run") -> None:
         self.run_id: str = run.info.run_id
-        self.changed: bool = run.info.status != "FINISHED"
         self._client = client
-        self._run, self._parent = run.info, parent.info
+        self._run = run.info
         self._params = set(run.data.params)
         self._has_data = bool(run.inputs and run.inputs.dataset_inputs)
         self._logged = {
@@ -295,30 +413,56 @@ class StoredRun:
             if not name.startswith("system/")
             for metric in client.get_metric_history(self.run_id, name)
         }
+        self._new_params: dict[str, Any] = {}
+        self._new_points: dict[tuple[str, int], tuple[float, int]] = {}
+        self._new_tags: dict[str, str] = {}
 
-    def describe(self, subject: Subject) -> None:
-        """Log the parameters and the data set, if the run lacks them. A parameter once logged stays as it is."""
-        from mlflow.entities import Param
+    @property
+    def lacks_something(self) -> bool:
+        """Whether the store has it unfinished, or less of it than has been added."""
+        return bool(self._run.status != "FINISHED" or self._new_params or self._new_points)
 
-        missing = [Param(name, str(value)) for name, value in subject.record.params.items() if name not in self._params]
-        self._client.log_batch(self.run_id, params=missing)
-        if not self._has_data:
-            self._client.log_inputs(self.run_id, [_data_set(subject)])
-        self.changed |= bool(missing) or not self._has_data
+    def add_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters; one once logged stays as it is."""
+        self._new_params |= {name: value for name, value in params.items() if name not in self._params}
 
-    def log_history(self, rows: list[dict[str, Any]], times: list[int]) -> None:
-        """Log the metrics of `rows`, measured at `times` (milliseconds), against images seen and compute."""
-        self._log((*point, time) for row, time in zip(rows, times, strict=True) for point in _points(row))
+    def add_history(self, rows: list[dict[str, Any]], times: list[int]) -> None:
+        """The metrics of `rows`, measured at `times` (milliseconds), against images seen and compute."""
+        self.add_points((*point, time) for row, time in zip(rows, times, strict=True) for point in _points(row))
 
-    def log_machine(self, machine: Machine, time: int) -> None:
-        """Log time, throughput and memory as metrics, hardware as tags."""
+    def add_machine(self, machine: Machine, time: int) -> None:
+        """Time, throughput and memory as metrics, hardware as tags."""
         figures = {
             "stage_seconds": machine.stage_seconds,
             "images_per_second": machine.images_per_second,
             "peak_memory_bytes": machine.peak_memory_bytes,
         }
-        points = ((name, 0, float(value), time) for name, value in figures.items() if value is not None)
-        self._log(points, {f"hardware.{name}": str(value) for name, value in machine.hardware.items()})
+        self.add_points((name, 0, float(value), time) for name, value in figures.items() if value is not None)
+        self._new_tags |= {f"hardware.{name}": str(value) for name, value in machine.hardware.items()}
+
+    def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
+        """What the store lacks of `points`: name, step, value and time in milliseconds."""
+        new = {(name, step): (value, time) for name, step, value, time in points if (name, step) not in self._logged}
+        self._new_points |= new
+
+    def write(self, tags: dict[str, str] | None = None) -> None:
+        """Write what was added, and some tags."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(name, value, time, step) for (name, step), (value, time) in self._new_points.items()]
+        params = [Param(name, str(value)) for name, value in self._new_params.items()]
+        all_tags = [RunTag(name, value) for name, value in (self._new_tags | (tags or {})).items()]
+        if metrics or params or all_tags:
+            self._client.log_batch(self.run_id, metrics, params=params, tags=all_tags)
+        self._logged |= self._new_points.keys()
+        self._params |= self._new_params.keys()
+        self._new_params, self._new_points, self._new_tags = {}, {}, {}
+
+    def log_data_set(self, subject: Subject) -> None:
+        """Log the data set, if the run lacks it."""
+        if not self._has_data:
+            self._client.log_inputs(self.run_id, [_data_set(subject)])
+            self._has_data = True
 
     def log_artifact(self, path: Path) -> None:
         """Attach a file; one of the same name is replaced."""
@@ -328,31 +472,27 @@ class StoredRun:
         """Attach a JSON file of this name."""
         self._client.log_text(self.run_id, json.dumps(content, indent=1, sort_keys=True), name)
 
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag."""
-        self._client.set_tag(self.run_id, name, value)
-
     def reopen(self) -> None:
-        """Say that the run, and so the one it is nested under, goes on."""
-        for run in (self._parent, self._run):
-            self._client.update_run(run.run_id, "RUNNING")
+        """Say that the run, and so the one above it, goes on."""
+        for run in (self.parent_id, self.run_id):
+            self._client.update_run(run, "RUNNING")
 
     def close(self, status: str, ended: int) -> None:
-        """End the run and the one it is nested under; `ended` in milliseconds."""
-        for run in (self._run, self._parent):
-            latest = max(ended, run.start_time, run.end_time or 0)  # a record synced late may be older than its parent
-            self._client.set_terminated(run.run_id, status, latest)
+        """End the run; `ended` in milliseconds."""
+        _end(self._client, self._run, status, ended)
 
-    def _log(self, points: Iterable[tuple[str, int, float, int]], tags: Mapping[str, str] | None = None) -> None:
-        from mlflow.entities import Metric, RunTag
+    def close_parent(self, status: str, ended: int) -> None:
+        """End the run above this one."""
+        _end(self._client, self._client.get_run(self.parent_id).info, status, ended)
 
-        new = {(name, step): (value, time) for name, step, value, time in points if (name, step) not in self._logged}
-        if not new:
-            return
-        metrics = [Metric(name, value, time, step) for (name, step), (value, time) in new.items()]
-        self._client.log_batch(self.run_id, metrics, tags=[RunTag(*tag) for tag in (tags or {}).items()])
-        self._logged |= new.keys()
-        self.changed = True
+    @property
+    def parent_id(self) -> str:
+        """The run above this one, as the store has it now: `sync` may have put another in its place."""
+        return str(self._client.get_run(self.run_id).data.tags[PARENT])
+
+
+def _end(client: "MlflowClient", run: "RunInfo", status: str, ended: int) -> None:
+    client.set_terminated(run.run_id, status, max(ended, run.start_time, run.end_time or 0))  # a record may come late
 
 
 def _create_database(path: Path, artifacts: str) -> None:
@@ -383,22 +523,22 @@ def _points(row: dict[str, Any]) -> Iterator[tuple[str, int, float]]:
             yield f"{name}_by_gflops", round(row["train_flops"] / 1e9), float(value)
 
 
-def _tags(subject: Subject) -> dict[str, str]:
-    params = json.dumps(subject.record.params, sort_keys=True, default=str)
-    tags = {
-        "maskdm.stage": subject.record.stage,
-        "maskdm.key": subject.record.key,
-        "maskdm.arm": subject.record.arm,
-        "maskdm.dvc_stage": subject.dvc.get("stage"),
-        "maskdm.params_hash": hashlib.sha256(params.encode()).hexdigest()[:16],
-        "maskdm.data_hash": subject.record.data["sha256"][:16],
-        "mlflow.source.name": f"dvc.yaml:{subject.name}",  # as `dvc repro` takes it
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": subject.git.get("commit"),
-        "mlflow.source.git.branch": subject.git.get("branch"),
-        "maskdm.git_dirty": subject.git.get("dirty"),
-    }
-    return {name: str(value) for name, value in tags.items() if value is not None}
+def _means(records: list[Record]) -> dict[tuple[str, int], float]:
+    """(name, step) -> mean over the records, where all of them measured; and how far their final values spread."""
+    series = [
+        {(name, step): value for row in record.history for name, step, value in _points(row)} for record in records
+    ]
+    common = [key for key in series[0] if all(key in points for points in series)]
+    wanted = [key for key in common if OF_AN_ARM.fullmatch(key[0].removesuffix("_by_gflops"))]
+    means = {key: fmean(points[key] for points in series) for key in wanted}
+    if len(records) > 1:
+        final = [name for name in records[0].summary if QUALITY.fullmatch(name)]
+        means |= {(f"{name}_sd", 0): stdev(float(record.summary[name]) for record in records) for name in final}
+    return means
+
+
+def _pair_digest(record: Record, machine: Machine | None) -> str:
+    return digest([asdict(record), bool(machine)])
 
 
 def _data_set(subject: Subject) -> "DatasetInput":
@@ -406,11 +546,27 @@ def _data_set(subject: Subject) -> "DatasetInput":
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     data = subject.record.data
-    digest = subject.dvc.get("data_md5") or data["sha256"]
+    md5 = subject.dvc.get("data_md5") or data["sha256"]
     source = json.dumps({"uri": "data/prepared"})
-    data_set = Dataset(data["name"], digest[:36], "local", source, profile=json.dumps(data))  # 36: MLflow's limit
-    context = "evaluation" if subject.record.stage == "evaluate" else "training"
-    return DatasetInput(data_set, [InputTag("mlflow.data.context", context)])
+    data_set = Dataset(data["name"], md5[:36], "local", source, profile=json.dumps(data))  # 36: MLflow's limit
+    return DatasetInput(data_set, [InputTag("mlflow.data.context", "training")])
+
+
+def _tags(subject: Subject) -> dict[str, str]:
+    tags = {
+        "maskdm.stage": subject.record.stage,
+        "maskdm.arm": subject.record.arm,
+        "maskdm.dvc_stage": subject.dvc.get("stage"),
+        "maskdm.comparison": subject.parent["maskdm.comparison"],
+        "maskdm.params_hash": digest(subject.record.params),
+        "maskdm.data_hash": subject.record.data["sha256"][:16],
+        "mlflow.source.name": subject.source,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": subject.git.get("commit"),
+        "mlflow.source.git.branch": subject.git.get("branch"),
+        "maskdm.git_dirty": subject.git.get("dirty"),
+    }
+    return {name: str(value) for name, value in tags.items() if value is not None}
 
 
 def _now() -> int:

@@ -26,7 +26,8 @@ from maskdm.runtime.units import percent
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["pretrain", "finetune", "evaluate", "study", "search", "large_search"]
+Stage = Literal["default", "study", "search", "large_search"]
+LINE_REMEDY = "restore the file with git, or delete the line, and what it records is done again"
 # A change there does not change what a run computes.
 WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")
 
@@ -36,8 +37,8 @@ class Record:
     """What a stage computed. Equal settings and data give equal bytes: nothing of the machine is in it."""
 
     stage: Stage
-    key: str  # key of `pretrain`, or the arm; of a trial `<study>/<name>`
-    arm: str  # the arm it belongs to; a pre-training that several arms share: the first of them
+    key: str  # `<comparison>/<name>`; of `params.yaml` `<arm>/<seed>`
+    arm: str  # its arm
     identity: str  # fingerprint of settings, data and `NUMERICS`: what tells one run from another
     params: dict[str, Any]  # flat, the same names in every record
     data: dict[str, Any]  # name, sha256, train, heldout, shape
@@ -209,11 +210,19 @@ def _folded_path(root: Path, stage: str, folder: str) -> Path:
 
 
 def _read_folded(path: Path) -> list[tuple[Record, Machine | None]]:
-    pairs = []
+    """The lines of a comparison's file, each of a trial of its own: two comparisons of one name would mix unseen."""
+    pairs: dict[str, tuple[Record, Machine | None]] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        pair = _parse(f"{path}: line {number}", line, Folded)
-        pairs.append((pair.record, pair.machine))
-    return pairs
+        where = f"{path}: line {number}"
+        pair = _parse(where, line, Folded)
+        stage, key = pair.record.stage, pair.record.key
+        if (stage, str(Path(key).parent)) != (path.parent.name, path.stem):
+            allowed = f"{path.parent.name}: {path.stem}/..."
+            raise MaskDMError(f"{where}: a record of {stage}: {key}; allowed: of {allowed}; {LINE_REMEDY}")
+        if key in pairs:
+            raise MaskDMError(f"{where}: {key} is there twice; allowed: once; {LINE_REMEDY}")
+        pairs[key] = (pair.record, pair.machine)
+    return list(pairs.values())
 
 
 def _read_pair(path: Path) -> tuple[Record, Machine | None]:

@@ -1,5 +1,6 @@
 """Tracking against real MLflow stores: nothing lost, nothing doubled, and no failure of it reaches training."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,11 @@ from mlflow.entities import Run
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import sqlite_path
 from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Machine, Record, write_record
+from maskdm.tracking.records import Machine, Record, Stage, write_record
 
 UNREACHABLE = "http://127.0.0.1:9"
 DATA = {"name": "digits", "sha256": "ab" * 32, "train": 1500, "heldout": 297, "shape": [1, 8, 8]}
-PARAMS = {"mask.strategy": "block", "mask.ratio": 0.9, "lr": 2e-4, "override": None}
+PARAMS = {"arm": "one", "seed": 0, "mask.strategy": "block", "mask.ratio": 0.9, "lr": 2e-4, "override": None}
 TRAINING: list[dict[str, Any]] = [
     {
         "step": 10 * n,
@@ -38,8 +39,8 @@ TRAINING: list[dict[str, Any]] = [
 EVALUATION: list[dict[str, Any]] = [
     {
         "fraction": fraction,
-        "images_seen": int(1000 * fraction),
-        "train_flops": 8e12 * fraction,
+        "images_seen": int(25600 * fraction),
+        "train_flops": 120e9 * fraction,
         "fd_effnet_lite0": 10 / fraction,
         "kid": 0.1 / fraction,
         "precision": 0.5,
@@ -55,15 +56,16 @@ EVALUATION: list[dict[str, Any]] = [
     }
     for fraction in (0.5, 1.0)
 ]
+COMPARED = ("heldout_loss", "fd_effnet_lite0", "kid")
 MACHINE = Machine(
     started_at="2026-01-02T03:04:05+00:00",
     git={"commit": "c0ffee", "branch": "trunk", "dirty": True},
-    dvc={"stage": "finetune@one", "data_md5": "d" * 32 + ".dir"},
+    dvc={"stage": "evaluate@one", "data_md5": "d" * 32 + ".dir"},
     hardware={"device": "cpu", "cores": 2},
     stage_seconds=20.0,
     images_per_second=32.0,
     peak_memory_bytes=None,
-    seconds=[0.5 * n for n in range(1, 41)],
+    seconds=[0.5 * n for n in range(1, 41)] + [3.0, 7.0],
 )
 
 
@@ -79,9 +81,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("my project")
 
 
+def trial(arm: str, seed: int = 0, **changes: Any) -> Record:
+    """A trial of the comparison of params.yaml."""
+    params = PARAMS | {"arm": arm, "seed": seed}
+    record = Record("default", f"{arm}/{seed}", arm, f"1234{seed}", params, DATA, summary={}, history=[])
+    return replace(record, **changes)
+
+
+def measured(arm: str, seed: int = 0, factor: float = 1.0, **changes: Any) -> Record:
+    """One that is finished; `factor` is on its measures of quality."""
+    rows = [
+        {name: value * factor if name in COMPARED else value for name, value in row.items()}
+        for row in (*TRAINING, *EVALUATION)
+    ]
+    summary = {name: rows[-1][name] for name in ("fd_effnet_lite0", "kid", "precision", "recall")}
+    summary |= {name: rows[39][name] for name in ("heldout_loss", "images_seen", "train_flops")}
+    return replace(trial(arm, seed), summary=summary, history=rows, **changes)
+
+
 def live(project: Path, arm: str, **changes: Any) -> AbstractContextManager[mlflow_store.LiveRun]:
-    record = Record("finetune", arm, arm, "1234abcd", PARAMS, DATA, summary={}, history=[])
-    return mlflow_store.live_run(project, replace(record, **changes))
+    return mlflow_store.live_run(project, trial(arm, **changes))
 
 
 def client(project: Path) -> MlflowClient:
@@ -124,9 +143,11 @@ def expected(rows: list[dict[str, Any]], metrics: tuple[str, ...], compared: tup
     return by_images | by_gflops
 
 
-WHOLE_TRAINING = expected(
-    TRAINING, ("train_flops", "loss", "lr", "grad_norm", "heldout_loss"), compared=("heldout_loss",)
-)
+LOGGED = ("images_seen", "train_flops", "loss", "lr", "grad_norm", "heldout_loss")
+WHOLE_TRAINING = expected(TRAINING, LOGGED, compared=("heldout_loss",))
+JUDGED = expected(EVALUATION, ("fd_effnet_lite0", "kid", "precision", "recall"), compared=("fd_effnet_lite0", "kid"))
+WHOLE_TRIAL = WHOLE_TRAINING | JUDGED
+MACHINE_METRICS = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
 
 
 # --- what a run holds ---------------------------------------------------------------------------------------
@@ -142,18 +163,21 @@ def test_a_run_says_what_it_came_from(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mlflow_store, "dvc_state", lambda root: MACHINE.dvc)
     with live(project, "origin"):
         pass
-    run = run_of(project, "finetune@origin")
-    assert run.data.params == {"mask.strategy": "block", "mask.ratio": "0.9", "lr": "0.0002", "override": "None"}
+    run = run_of(project, "origin, seed 0")
+    assert run.data.params == {
+        **{"arm": "origin", "seed": "0", "mask.strategy": "block", "mask.ratio": "0.9", "lr": "0.0002"},
+        "override": "None",
+    }
     assert (
         run.data.tags.items()
         >= {
             "mlflow.source.git.commit": "c0ffee",
             "mlflow.source.git.branch": "trunk",
-            "mlflow.source.name": "dvc.yaml:finetune@origin",
+            "mlflow.source.name": "dvc.yaml:evaluate@origin",
             "maskdm.git_dirty": "True",
-            "maskdm.dvc_stage": "finetune@one",
-            "maskdm.stage": "finetune",
-            "maskdm.key": "origin",
+            "maskdm.dvc_stage": "evaluate@one",
+            "maskdm.stage": "default",
+            "maskdm.key": "origin/0",
             "maskdm.arm": "origin",
             "maskdm.data_hash": "ab" * 8,
         }.items()
@@ -164,48 +188,83 @@ def test_a_run_says_what_it_came_from(project: Path, monkeypatch: pytest.MonkeyP
 def test_without_dvc_the_data_set_is_known_by_its_own_hash(project: Path) -> None:
     with live(project, "plain"):
         pass
-    name, digest = data_set(run_of(project, "finetune@plain"))
+    name, digest = data_set(run_of(project, "plain, seed 0"))
     assert name == "digits"
     assert digest == ("ab" * 32)[:36]  # MLflow keeps no more
 
 
-def test_other_params_have_another_hash(project: Path) -> None:
-    for key in ("lr-1", "lr-2", "lr-2-again"):
-        with live(project, "hash", key=key, params={"lr": key[3]}):
+def test_other_params_have_another_hash_and_are_another_arm(project: Path) -> None:
+    for identity, lr in (("a", 1), ("b", 2), ("c", 2)):
+        with live(project, "hash", identity=identity, params={"arm": "hash", "seed": 0, "lr": lr}):
             pass
-    one, two, again = (
-        run_of(project, f"finetune@{key}").data.tags["maskdm.params_hash"] for key in ("lr-1", "lr-2", "lr-2-again")
-    )
-    assert one != two == again
+    found = {run.data.params["lr"]: run.data.tags for run in runs(project, "tags.`mlflow.runName` = 'hash, seed 0'")}
+    assert found["1"]["maskdm.params_hash"] != found["2"]["maskdm.params_hash"]
+    assert len(runs(project, "tags.`mlflow.runName` = 'hash'")) == 2
 
 
-def test_the_stages_of_an_arm_are_below_one_run(project: Path) -> None:
-    for stage in ("pretrain", "finetune", "evaluate"):
-        with live(project, "nested", stage=stage):
-            pass
-    arm = run_of(project, "nested")
-    children = runs(project, f"tags.`mlflow.parentRunId` = '{arm.info.run_id}'")
-    assert {run.info.run_name for run in children} == {"pretrain@nested", "finetune@nested", "evaluate@nested"}
+@pytest.mark.parametrize(
+    ("stage", "key", "name", "parent", "source"),
+    [
+        ("default", "crops/2", "crops, seed 2", "crops", "dvc.yaml:evaluate@crops"),
+        ("study", "share/crops-2", "share: crops, seed 2", "share: crops", "study/dvc.yaml:part@share"),
+        ("search", "trials/0012", "search: trial 12", "search: best trial", "dvc.yaml:search"),
+        ("search", "confirm/crops-seed2", "search: confirm crops, seed 2", "search: confirm crops", "dvc.yaml:search"),
+        (
+            "large_search",
+            "trials/0012",
+            "large search: trial 12",
+            "large search: best trial",
+            "study/dvc.yaml:large_search",
+        ),
+    ],
+)
+def test_names_say_what_a_run_is_about(
+    project: Path, stage: Stage, key: str, name: str, parent: str, source: str
+) -> None:
+    with live(project, "crops", seed=2, stage=stage, key=key):
+        pass
+    run = run_of(project, name)
+    assert run.data.tags["mlflow.source.name"] == source
+    above = run_of(project, parent)
+    assert run.data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert above.data.tags["mlflow.source.name"] == source
+    assert data_set(above)[0] == "digits"
+
+
+def test_paths_are_no_parameters(project: Path) -> None:
+    with live(project, "paths", params=PARAMS | {"data.root": "/home/me", "evaluation.weights": "/tmp/w"}):
+        pass
+    assert run_of(project, "paths, seed 0").data.params.keys() == PARAMS.keys()
+
+
+def test_the_stages_of_a_trial_are_one_run_below_that_of_the_arm(project: Path) -> None:
+    for rows in (TRAINING[:10], TRAINING, [*TRAINING, *EVALUATION]):  # pretrain, finetune, evaluate
+        with live(project, "staged") as run:
+            run.log_history(rows)
+    assert series(project, "staged, seed 0") == WHOLE_TRIAL
+    [child] = runs(project, f"tags.`mlflow.parentRunId` = '{run_of(project, 'staged').info.run_id}'")
+    assert child.info.run_name == "staged, seed 0"
 
 
 def test_training_is_logged_against_images_and_compute(project: Path) -> None:
     with live(project, "curves") as run:
         run.log_history(TRAINING)
-    assert series(project, "finetune@curves") == WHOLE_TRAINING
+    assert series(project, "curves, seed 0") == WHOLE_TRAINING
 
 
 def test_the_settings_of_a_measurement_are_no_metrics(project: Path) -> None:
-    with live(project, "measured", stage="evaluate") as run:
+    with live(project, "measured") as run:
         run.log_history(EVALUATION)
-    metrics = ("train_flops", "fd_effnet_lite0", "kid", "precision", "recall")
-    assert series(project, "evaluate@measured") == expected(EVALUATION, metrics, compared=("fd_effnet_lite0", "kid"))
+    metrics = ("images_seen", "train_flops", "fd_effnet_lite0", "kid", "precision", "recall")
+    wanted = expected(EVALUATION, metrics, compared=("fd_effnet_lite0", "kid"))
+    assert series(project, "measured, seed 0") == wanted
 
 
 def test_time_and_hardware_are_logged_as_far_as_they_are_known(project: Path) -> None:
     with live(project, "timed") as run:
         run.log_machine(MACHINE)
-    assert series(project, "finetune@timed") == {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
-    assert run_of(project, "finetune@timed").data.tags["hardware.cores"] == "2"
+    assert series(project, "timed, seed 0") == MACHINE_METRICS
+    assert run_of(project, "timed, seed 0").data.tags["hardware.cores"] == "2"
 
 
 def test_artifacts_lie_in_the_project_wherever_the_command_was_started(
@@ -224,9 +283,9 @@ def test_the_machine_is_watched_while_the_run_is_live(project: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     deadline = time.monotonic() + 30
     with live(project, "watched"):
-        while time.monotonic() < deadline and not run_of(project, "finetune@watched").data.metrics:
+        while time.monotonic() < deadline and not run_of(project, "watched, seed 0").data.metrics:
             time.sleep(0.05)
-    assert "system/cpu_utilization_percentage" in run_of(project, "finetune@watched").data.metrics
+    assert "system/cpu_utilization_percentage" in run_of(project, "watched, seed 0").data.metrics
 
 
 # --- how a run ends, and goes on ----------------------------------------------------------------------------
@@ -239,10 +298,10 @@ def test_a_run_ends_as_its_stage_does(project: Path, error: type[BaseException],
     arm = f"ends-{error.__name__}"
     with pytest.raises(error), live(project, arm):
         raise error
-    assert run_of(project, f"finetune@{arm}").info.status == status
+    assert run_of(project, f"{arm}, seed 0").info.status == status
     with live(project, arm):
-        assert run_of(project, f"finetune@{arm}").info.status == "RUNNING"
-    assert run_of(project, f"finetune@{arm}").info.status == "FINISHED"
+        assert run_of(project, f"{arm}, seed 0").info.status == "RUNNING"
+    assert run_of(project, f"{arm}, seed 0").info.status == "FINISHED"
     assert run_of(project, arm).info.status == "FINISHED"
 
 
@@ -269,15 +328,15 @@ with live(Path(sys.argv[1]), "killed") as run:
 def test_a_run_killed_in_the_middle_of_a_batch_goes_on_without_loss_or_repetition(project: Path) -> None:
     arguments = [sys.executable, "-c", KILLED_IN_A_BATCH, str(project), str(Path(__file__).parent)]
     assert subprocess.run(arguments).returncode == -signal.SIGKILL
-    before = run_of(project, "finetune@killed")
+    before = run_of(project, "killed, seed 0")
     assert before.info.status == "RUNNING"
-    assert 10 < len(series(project, "finetune@killed")["loss"]) < 30
+    assert 10 < len(series(project, "killed, seed 0")["loss"]) < 30
 
     with live(project, "killed") as run:
         for rows in (20, 30, 40):  # it resumes from a checkpoint older than what was logged
             run.log_history(TRAINING[:rows])
-    assert series(project, "finetune@killed") == WHOLE_TRAINING
-    after = run_of(project, "finetune@killed")
+    assert series(project, "killed, seed 0") == WHOLE_TRAINING
+    after = run_of(project, "killed, seed 0")
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
 
 
@@ -286,27 +345,26 @@ def test_an_equal_run_is_the_same_run(project: Path) -> None:
         with live(project, "twice") as run:
             run.log_history(TRAINING)
             run.log_machine(MACHINE)
-    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
-    assert series(project, "finetune@twice") == WHOLE_TRAINING | machine
+    assert series(project, "twice, seed 0") == WHOLE_TRAINING | MACHINE_METRICS
 
 
 def test_another_identity_is_another_run(project: Path) -> None:
     for identity in ("first", "second"):
-        with live(project, "again", identity=identity, params={"lr": identity}):
+        with live(project, "again", identity=identity, params={"seed": 0, "lr": identity}):
             pass
-    found = runs(project, "tags.`mlflow.runName` = 'finetune@again'")
+    found = runs(project, "tags.`mlflow.runName` = 'again, seed 0'")
     assert {run.data.params["lr"] for run in found} == {"first", "second"}
 
 
 def test_a_changed_parameter_under_the_same_identity_stops_nothing(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with live(project, "changed", params={"lr": 1}):
+    with live(project, "changed", params={"seed": 0, "lr": 1}):
         pass
-    with live(project, "changed", params={"lr": 2, "seed": 0}) as run:
+    with live(project, "changed", params={"seed": 0, "lr": 2, "new": 3}) as run:
         run.log_history(TRAINING)
-    assert run_of(project, "finetune@changed").data.params == {"lr": "1", "seed": "0"}
-    assert series(project, "finetune@changed") == WHOLE_TRAINING
+    assert run_of(project, "changed, seed 0").data.params == {"seed": "0", "lr": "1", "new": "3"}
+    assert series(project, "changed, seed 0") == WHOLE_TRAINING
     assert not capsys.readouterr().err
 
 
@@ -352,7 +410,7 @@ sys.path[:0] = [sys.argv[2]]
 from pathlib import Path
 from test_mlflow_store import TRAINING, live
 
-with live(Path(sys.argv[1]), "crowd", stage=sys.argv[3]) as run:
+with live(Path(sys.argv[1]), "crowd", seed=int(sys.argv[3])) as run:
     run.log_history(TRAINING)
 """
 
@@ -374,7 +432,7 @@ def test_a_projects_folder_may_have_any_name(
     with live(root, "named") as run:
         run.log_history(TRAINING[:1])
     assert capfd.readouterr().err == ""
-    assert series(root, "finetune@named")["loss"] == [(640, 1.0)]
+    assert series(root, "named, seed 0")["loss"] == [(640, 1.0)]
     assert [path.name for path in tmp_path.iterdir()] == [name], "nothing lands beside the project"
 
 
@@ -415,15 +473,113 @@ def test_a_damaged_store_is_one_line_at_once_that_says_what_to_do(
 
 def test_processes_that_start_at_once_share_one_store(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db.new").write_text("left by a kill while the first store was made")
-    stages = ("pretrain", "finetune", "evaluate")
+    seeds = ("1", "2", "3")
     arguments = [sys.executable, "-c", THREE_AT_ONCE, str(tmp_path), str(Path(__file__).parent)]
-    processes = [subprocess.Popen([*arguments, stage], stderr=subprocess.PIPE, text=True) for stage in stages]
+    processes = [subprocess.Popen([*arguments, seed], stderr=subprocess.PIPE, text=True) for seed in seeds]
     assert [process.communicate()[1] for process in processes] == ["", "", ""]
     assert [process.returncode for process in processes] == [0, 0, 0]
     arm = run_of(tmp_path, "crowd")
-    for stage in stages:
-        assert run_of(tmp_path, f"{stage}@crowd").data.tags["mlflow.parentRunId"] == arm.info.run_id
-        assert series(tmp_path, f"{stage}@crowd") == WHOLE_TRAINING
+    for seed in seeds:
+        assert run_of(tmp_path, f"crowd, seed {seed}").data.tags["mlflow.parentRunId"] == arm.info.run_id
+        assert series(tmp_path, f"crowd, seed {seed}") == WHOLE_TRAINING
+
+
+# --- the runs of arms ---------------------------------------------------------------------------------------
+
+
+def write(root: Path, *records: Record) -> None:
+    for record in records:
+        write_record(root, record, MACHINE)
+
+
+def everything(project: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All runs with their metrics, tags and parameters."""
+    found = runs(project, "tags.`maskdm.run_id` LIKE '%'")
+    return [(run.info.run_id, run.to_dictionary()["data"]) for run in found]
+
+
+def test_the_run_of_an_arm_holds_the_means_of_its_trials(clone: Path, project: Path) -> None:
+    arm = clone.name
+    write(clone, measured(arm, 0), measured(arm, 1, factor=3.0))
+    mlflow_store.summarise(clone, "default")
+    found = run_of(project, arm)
+    assert found.data.metrics["seeds"] == 2
+    assert found.data.metrics["fd_effnet_lite0"] == pytest.approx(20.0)  # of 10 and 30
+    assert found.data.metrics["fd_effnet_lite0_sd"] == pytest.approx(2**0.5 * 10)
+    assert found.data.metrics["heldout_loss"] == pytest.approx(2 * 1.5 / 40)
+    assert (found.data.metrics["recall"], found.data.metrics["images_seen"]) == (0.25, 25600)
+    curve = {step: 2 * value for step, value in WHOLE_TRIAL["heldout_loss_by_gflops"]}
+    assert dict(series(project, arm)["heldout_loss_by_gflops"]) == pytest.approx(curve)
+    assert "loss" not in found.data.metrics
+    assert found.data.params == {name: str(value) for name, value in PARAMS.items() if name != "seed"} | {"arm": arm}
+    assert data_set(found)[0] == "digits"
+
+
+def test_to_summarise_again_changes_nothing(clone: Path, project: Path) -> None:
+    mlflow_store.sync(clone)
+    before = everything(project)
+    mlflow_store.summarise(clone, "default")
+    mlflow_store.sync(clone)
+    assert everything(project) == before
+
+
+def test_another_seed_gives_new_means_and_keeps_the_trials_together(clone: Path, project: Path) -> None:
+    mlflow_store.sync(clone)
+    write(clone, measured(clone.name, 2, factor=4.0))
+    mlflow_store.sync(clone)
+    arm = run_of(project, clone.name)  # just one
+    assert arm.data.metrics["seeds"] == 3
+    assert arm.data.metrics["fd_effnet_lite0"] == pytest.approx(20.0)
+    assert len(runs(project, f"tags.`mlflow.parentRunId` = '{arm.info.run_id}'")) == 3
+
+
+def test_the_run_of_a_search_holds_its_best_trial(clone: Path, project: Path) -> None:
+    shutil.rmtree(clone / "records")
+    for number, factor in enumerate((2.0, 1.0, 3.0)):
+        record = measured("trial", factor=factor, stage="search", key=f"trials/{number:04d}", identity=f"{number}")
+        write(clone, replace(record, data=DATA | {"sha256": clone.name}, params={"seed": 0, "lr": number}))
+    mlflow_store.summarise(clone, "search")
+    [best] = runs(project, f"tags.`maskdm.role` = 'search' and tags.`maskdm.data_hash` = '{clone.name[:16]}'")
+    assert best.data.metrics["heldout_loss"] == pytest.approx(1.5 / 40)
+    assert (best.data.metrics["trials"], best.data.params["lr"]) == (3, "1")
+
+
+def test_a_grid_of_samples_is_on_the_pages_of_arm_and_trial(clone: Path, project: Path) -> None:
+    grid = clone / "runs" / "evaluate" / clone.name / "0" / "grid.png"
+    grid.parent.mkdir(parents=True)
+    grid.write_bytes(b"pixels")
+    mlflow_store.sync(clone)
+    for name in (clone.name, f"{clone.name}, seed 0"):
+        assert "grid.png" in {file.path for file in client(project).list_artifacts(run_of(project, name).info.run_id)}
+
+
+def test_a_report_is_one_run_however_often_it_is_written(clone: Path, project: Path) -> None:
+    page = clone / "report.md"
+    for text in ("first", "second"):
+        page.write_text(text)
+        mlflow_store.log_report(clone, [page])
+    [file] = client(project).list_artifacts(run_of(project, "report").info.run_id)
+    assert file.path == "report.md"
+
+
+def test_summaries_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    write(tmp_path, measured("offline"))
+    mlflow_store.summarise(tmp_path, "default")
+    mlflow_store.log_report(tmp_path, [])
+    assert capfd.readouterr().err.count("warning: tracking stops") == 2
+
+
+def test_the_experiment_explains_itself_and_has_a_view(project: Path) -> None:
+    mlflow_store.Store(project)
+    experiment = client(project).get_experiment_by_name("maskdm")
+    assert experiment
+    assert "means over the seeds" in experiment.tags["mlflow.note.content"]
+    view = json.loads(experiment.tags["mlflow.sharedViewState.arms"])
+    assert view["name"] == "Arms"
+    assert "metrics.`heldout_loss`" in json.loads(view["state"])["selectedColumns"]
 
 
 # --- sync ---------------------------------------------------------------------------------------------------
@@ -431,46 +587,49 @@ def test_processes_that_start_at_once_share_one_store(tmp_path: Path) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Another project, with records of an arm named like its folder; it tracks into the shared store."""
+    """Another project, with records of two trials of an arm named like its folder; it tracks into the shared store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
-    arm = tmp_path.name
-    training = Record("finetune", arm, arm, "1234abcd", PARAMS, DATA, {"heldout_loss": 1.5 / 40}, TRAINING)
-    evaluation = replace(training, stage="evaluate", history=EVALUATION)
-    write_record(tmp_path, training, MACHINE)
-    write_record(tmp_path, evaluation, replace(MACHINE, seconds=[3.0, 4.0]))
+    for seed in (0, 1):
+        write_record(tmp_path, measured(tmp_path.name, seed), MACHINE)
     return tmp_path
 
 
 def test_sync_rebuilds_the_runs_from_the_records_and_then_has_nothing_to_do(clone: Path, project: Path) -> None:
     assert mlflow_store.sync(clone) == 2
     assert mlflow_store.sync(clone) == 0
-    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
-    assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING | machine
+    assert series(project, f"{clone.name}, seed 1") == WHOLE_TRIAL | MACHINE_METRICS
 
-    run = run_of(project, f"evaluate@{clone.name}")
+    run = run_of(project, f"{clone.name}, seed 0")
     assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.tags["hardware.cores"] == "2"
     assert run.data.tags["mlflow.parentRunId"] == run_of(project, clone.name).info.run_id
     assert data_set(run) == ("digits", "d" * 32 + ".dir")
     assert run.info.status == "FINISHED"
-    assert [file.path for file in client(project).list_artifacts(run.info.run_id)] == [f"{clone.name}.json"]
+    assert [file.path for file in client(project).list_artifacts(run.info.run_id)] == [f"{clone.name}-0.json"]
 
 
 def test_a_synced_run_keeps_the_time_it_took(clone: Path, project: Path) -> None:
     mlflow_store.sync(clone)
     began = 1767323045000  # 2026-01-02T03:04:05 UTC in milliseconds
-    for stage, times in {"finetune": [500 * n for n in range(1, 41)], "evaluate": [3000, 7000]}.items():
-        run = run_of(project, f"{stage}@{clone.name}")
-        measured = client(project).get_metric_history(run.info.run_id, "train_flops")
-        assert sorted(metric.timestamp - began for metric in measured) == times
-        assert (run.info.start_time - began, run.info.end_time - began) == (0, times[-1])
+    for name in (f"{clone.name}, seed 0", clone.name):
+        run = run_of(project, name)
+        assert (run.info.start_time - began, run.info.end_time - began) == (0, 20000)
+    measured = client(project).get_metric_history(run_of(project, f"{clone.name}, seed 0").info.run_id, "loss")
+    assert sorted(metric.timestamp - began for metric in measured) == [500 * n for n in range(1, 41)]
 
 
 def test_sync_adds_nothing_to_a_run_that_was_tracked(clone: Path, project: Path) -> None:
-    for stage, rows in (("finetune", TRAINING), ("evaluate", EVALUATION)):
-        with live(clone, clone.name, stage=stage) as run:
-            run.log_history(rows)
+    for seed in (0, 1):
+        with live(clone, clone.name, seed=seed) as run:
+            run.log_history([*TRAINING, *EVALUATION])
             run.log_machine(MACHINE)
     assert mlflow_store.sync(clone) == 0
+
+
+def test_sync_does_a_record_again_that_has_changed(clone: Path, project: Path) -> None:
+    mlflow_store.sync(clone)
+    write_record(clone, measured(clone.name, 1, identity="other", factor=2.0), MACHINE)
+    assert mlflow_store.sync(clone) == 1
 
 
 def test_sync_completes_a_run_whose_store_failed_on_the_way(
@@ -491,9 +650,8 @@ def test_sync_completes_a_run_whose_store_failed_on_the_way(
     assert "disk I/O error" in warning
 
     assert mlflow_store.sync(clone) == 2
-    machine = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
-    assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING | machine
-    assert run_of(project, f"finetune@{clone.name}").info.status == "FINISHED"
+    assert series(project, f"{clone.name}, seed 0") == WHOLE_TRIAL | MACHINE_METRICS
+    assert run_of(project, f"{clone.name}, seed 0").info.status == "FINISHED"
 
 
 def test_sync_needs_no_machine_dependent_record(clone: Path, project: Path) -> None:
@@ -501,7 +659,7 @@ def test_sync_needs_no_machine_dependent_record(clone: Path, project: Path) -> N
         path.unlink()
     assert mlflow_store.sync(clone) == 2
     assert mlflow_store.sync(clone) == 0
-    assert series(project, f"finetune@{clone.name}") == WHOLE_TRAINING
+    assert series(project, f"{clone.name}, seed 0") == WHOLE_TRIAL
 
 
 def test_an_unreachable_server_is_an_error_of_sync_in_one_line(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

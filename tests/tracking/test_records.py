@@ -4,7 +4,7 @@ import json
 import math
 import os
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ ROWS = [
     {"images_seen": 128, "train_flops": 3e9, "loss": 1},
 ]
 RECORD = Record(
-    stage="finetune",
+    stage="study",
     key="block90",
     arm="block90",
     identity="0123456789abcdef",
@@ -42,7 +42,7 @@ RECORD = Record(
 MACHINE = Machine(
     started_at="2026-01-02T03:04:05+00:00",
     git={"commit": "c0ffee", "branch": "main", "dirty": False},
-    dvc={"stage": "finetune@block90", "data_md5": "d" * 32 + ".dir"},
+    dvc={"stage": "study@block90", "data_md5": "d" * 32 + ".dir"},
     hardware={"device": "cpu", "cores": 2},
     stage_seconds=2.5,
     images_per_second=51.2,
@@ -62,22 +62,22 @@ def test_records_come_back_exactly(tmp_path: Path) -> None:
 
 def test_equal_records_are_equal_bytes_whatever_the_order_of_their_keys(tmp_path: Path) -> None:
     write_record(tmp_path, RECORD, MACHINE)
-    first = record_path(tmp_path, "finetune", "block90").read_bytes()
+    first = record_path(tmp_path, "study", "block90").read_bytes()
     reordered = replace(RECORD, params=dict(reversed(RECORD.params.items())))
     write_record(tmp_path, reordered, replace(MACHINE, stage_seconds=9.0))
-    assert record_path(tmp_path, "finetune", "block90").read_bytes() == first
+    assert record_path(tmp_path, "study", "block90").read_bytes() == first
     assert first.endswith(b"}\n")
 
 
 def test_records_are_ordered_by_stage_then_key(tmp_path: Path) -> None:
-    written: list[tuple[Stage, str]] = [("evaluate", "a"), ("finetune", "b"), ("finetune", "a"), ("pretrain", "c")]
+    written: list[tuple[Stage, str]] = [("search", "a"), ("study", "b"), ("study", "a"), ("default", "c")]
     for stage, key in written:
         write_record(tmp_path, replace(RECORD, stage=stage, key=key), MACHINE)
     assert [(record.stage, record.key) for record, _ in read_records(tmp_path)] == [
-        ("pretrain", "c"),
-        ("finetune", "a"),
-        ("finetune", "b"),
-        ("evaluate", "a"),
+        ("default", "c"),
+        ("study", "a"),
+        ("study", "b"),
+        ("search", "a"),
     ]
 
 
@@ -87,7 +87,7 @@ def test_a_project_without_records_has_none(tmp_path: Path) -> None:
 
 def test_the_time_of_another_version_of_a_record_is_not_used(tmp_path: Path) -> None:
     write_record(tmp_path, RECORD, MACHINE)
-    path = record_path(tmp_path, "finetune", "block90")
+    path = record_path(tmp_path, "study", "block90")
     path.write_text(path.read_text().replace("0.0002", "0.0001"))
     [(record, machine)] = read_records(tmp_path)
     assert record.params["lr"] == 0.0001
@@ -95,10 +95,10 @@ def test_the_time_of_another_version_of_a_record_is_not_used(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["block90.json", "block90.machine.json"])
-@pytest.mark.parametrize("content", ['{"stage": "fine', "{}", '["a list"]', ""])
+@pytest.mark.parametrize("content", ['{"stage": "stu', "{}", '["a list"]', ""])
 def test_a_corrupt_file_is_named_in_one_line(tmp_path: Path, name: str, content: str) -> None:
     write_record(tmp_path, RECORD, MACHINE)
-    (tmp_path / "records" / "finetune" / name).write_text(content)
+    (tmp_path / "records" / "study" / name).write_text(content)
     with pytest.raises(MaskDMError, match=name) as caught:
         read_records(tmp_path)
     assert "\n" not in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_clean_checkout_is_described(checkout: Path) -> None:
     [
         ("code.py", True),
         ("new.py", True),
-        ("records/finetune/a.json", False),
+        ("records/study/a.json", False),
         ("reports/report.md", False),
         ("dvc.lock", False),
         ("maskdm/records/new.py", True),
@@ -262,3 +262,31 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         MaskDMError, match=r"masks.jsonl: line 2: not a valid record: .*; restore it with git, or delete"
     ):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("trials", "says"),
+    [
+        (
+            [("study", "masks/a-1"), ("study", "curves/a-1")],
+            "line 2: a record of study: curves/a-1; allowed: of study: ",
+        ),
+        ([("study", "masks/deep/a-1")], "line 1: a record of study: masks/deep/a-1; allowed: of study: masks/...; "),
+        ([("study", "a-1")], "line 1: a record of study: a-1; allowed: of study: masks/..."),
+        ([("search", "masks/a-1")], "line 1: a record of search: masks/a-1; allowed: of study: masks/..."),
+        ([("study", "masks/a-1"), ("study", "masks/b-1"), ("study", "masks/a-1")], "line 3: masks/a-1 is there twice"),
+    ],
+)
+def test_records_of_two_comparisons_with_one_name_are_refused(
+    tmp_path: Path, trials: list[tuple[Stage, str]], says: str
+) -> None:
+    lines = [{"record": asdict(replace(RECORD, stage=stage, key=key)), "machine": None} for stage, key in trials]
+    path = tmp_path / "records" / "study" / "masks.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for read in (read_records, lambda root: read_record(root, "study", "masks/a-1")):
+        with pytest.raises(MaskDMError) as caught:
+            read(tmp_path)
+        assert str(caught.value).startswith(f"{path}: {says}")
+        assert "; restore the file with git, or delete the line" in str(caught.value)
+        assert "\n" not in str(caught.value)
