@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from maskdm.config.params import Params
-from maskdm.reporting import analysis
-from maskdm.tracking.records import Machine, Record, StepTimes, write_record, write_step_times
-from tests.conftest import PARAMS
+from maskdm.reporting import analysis, report
+from maskdm.tracking.records import Machine, Record, StepTimes, fold_records, write_record, write_step_times
 from tests.imports import PROJECT
 
 BUDGET = 36e12
 POINTS = 40  # measurements of an arm, evenly spaced, a step each
 SPEED = 80e9  # FLOPs a second
-COST = {"pretrain": 25e6, "finetune": 190e6}  # FLOPs an image
-REDUCTION = {"scratch": 1.0, "patch90": 0.95, "block90": 0.94, "crop3": 1.03}  # final loss against scratch
-DISTANCE = {"scratch": 920.0, "patch90": 880.0, "block90": 842.0, "crop3": 990.0}
+NOISE = {1: 1.0, 2: 1.05, 3: 0.97, 4: 1.01}  # of a seed, in all arms alike
+# Final loss against scratch, the mean over the seeds, and how far the seeds are apart (see `make_records`).
+REDUCTION = {"scratch": 1.0, "patch90": 0.95, "block90": 0.94, "crop3": 1.03, "control": 0.99}
+SPREAD = 0.002
+DISTANCE = {"scratch": 920.0, "patch90": 880.0, "block90": 842.0, "crop3": 990.0, "control": 910.0}
 SETUP = {
     "samples": 1000,
     "reference": 10000,
@@ -77,11 +77,13 @@ RECIPE = {
 
 
 def settings() -> dict[str, Any]:
-    def masked(mask: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"mask": mask, "share": 0.25, "batch_size": 256}]
+    dense = {"batch_size": 64}
+
+    def arm(mask: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"mask": mask, "share": 0.25, "batch_size": 256}, dense]
 
     return {
-        "seed": 0,
+        "seeds": list(NOISE),
         "recipe": "tuned",
         "data": {
             "name": "image_folder",
@@ -94,19 +96,15 @@ def settings() -> dict[str, Any]:
         "model": {"patch_size": 4, "embed_dim": 96, "depth": 5, "num_heads": 3, "class_conditional": False},
         "budget": {"train_flops": BUDGET, "snapshots": [0.2, 0.6, 1.0]},
         "heldout": {"images": 12, "points": 40},
-        "pretrain": {
-            "none": [],
-            "patch90": masked({"strategy": "patch", "ratio": 0.9}),
-            "block90": masked({"strategy": "block", "ratio": 0.9, "block": 2}),
-            "crop3": masked({"strategy": "crop", "crop": 3}),
-        },
         "arms": {
-            "scratch": {"pretrain": "none", "finetune": {"batch_size": 64}},
-            "patch90": {"pretrain": "patch90", "finetune": {"batch_size": 64}},
-            "block90": {"pretrain": "block90", "finetune": {"batch_size": 64}},
-            "crop3": {"pretrain": "crop3", "finetune": {"batch_size": 64}},
+            "scratch": [dense],
+            "patch90": arm({"strategy": "patch", "ratio": 0.9}),
+            "block90": arm({"strategy": "block", "ratio": 0.9, "block": 2}),
+            "crop3": arm({"strategy": "crop", "crop": 3}),
+            "control": [{"share": 0.25, "batch_size": 32}, dense],
         },
         "baseline": "scratch",
+        "controls": {"control": "block90"},
         "sampling": {"sampler": "ddim", "num_inference_steps": 25, "eta": 0.0, "batch_size": 250},
         "evaluation": {
             "extractor": "effnet_lite0",
@@ -119,87 +117,95 @@ def settings() -> dict[str, Any]:
             "kid_subset_size": 500,
             "nearest_k": 3,
         },
-        "search": PARAMS["search"],
+        "search": {
+            "seed": 0,
+            "train_flops": 1e12,
+            "trials": 1,
+            "parallel": 1,
+            "space": {
+                "strategies": ["patch"],
+                "ratios": [0.5],
+                "blocks": [2],
+                "crops": [2],
+                "max_phases": 1,
+                "share": [0.1, 0.5],
+                "batch_sizes": [32],
+                "lr": [1e-3, 1e-2],
+            },
+            "finetune": dense,
+            "confirm": 1,
+            "confirm_seeds": [101],
+        },
     }
 
 
-def make_records(params: Params, reduction: dict[str, float] = REDUCTION) -> list[tuple[Record, Machine | None]]:
-    """Records of smooth made-up curves: fine-tuned arms follow scratch's power law, times `reduction`."""
-    made: dict[tuple[str, str], tuple[Record, Machine | None]] = {}
-    for name, arm in params.arms.items():
-        phases = params.pretrain[arm.pretrain]
-        switch = BUDGET * sum(phase.share for phase in phases)
-        marks = np.arange(1, POINTS + 1) * BUDGET / POINTS
-        histories: dict[str, list[dict[str, Any]]] = {"pretrain": [], "finetune": []}
-        ends = np.cumsum([phase.share for phase in phases]) * BUDGET
-        images = 0.0
-        for before, flops in zip([0.0, *marks], marks, strict=False):
-            stage = "pretrain" if flops <= switch * (1 + 1e-9) else "finetune"
-            images += (flops - before) / COST[stage]
-            loss = 0.0806 * (flops / BUDGET) ** -0.25 * reduction[name]
-            if stage == "pretrain":
-                loss = 0.3 * (flops / BUDGET) ** -0.1 * reduction[name]
-            phase = int(np.searchsorted(ends * (1 + 1e-9), flops))
-            step = 1 + sum(row["phase"] == phase for row in histories[stage])
-            row: dict[str, Any] = {"step": step, "phase": phase}
-            row |= {"images_seen": round(images), "train_flops": flops, "loss": loss, "heldout_loss": loss}
-            histories[stage].append(row | {"lr": 1e-3, "grad_norm": 1.0})
-        for stage, key in (("pretrain", arm.pretrain), ("finetune", name)):
-            seconds = [float(row["step"]) for row in histories[stage]]  # wall times: no comparison reads them
-            made[stage, key] = make_record(stage, key, name, histories[stage], seconds)
-        made["evaluate", name] = make_record("evaluate", name, name, evaluate_rows(params, name), [20.0] * 3)
-    return list(made.values())
+def make_records(
+    params: Params, reduction: dict[str, float] = REDUCTION, spread: float = SPREAD, name: str = "default"
+) -> list[tuple[Record, Machine | None]]:
+    """Records of smooth made-up curves: loss ~ compute^-1/4 in the last phase, times `level`."""
+    made: list[tuple[Record, Machine | None]] = []
+    for arm in params.arms:
+        for index, seed in enumerate(params.seeds):
+            level = reduction[arm] * NOISE[seed]
+            if arm != params.baseline:
+                level *= 1 + spread * (index - (len(params.seeds) - 1) / 2)  # of mean 1
+            made.append(make_record(params, arm, seed, level, name))
+    return made
 
 
-def make_times(params: Params, **slower: float) -> StepTimes:
-    """Steps of all phases at `SPEED`; those of the arms in `slower` take so many times as long."""
-    step = BUDGET / POINTS / SPEED
-    phases = {name: 1 + len(params.pretrain[arm.pretrain]) for name, arm in params.arms.items()}
-    seconds = {name: [step * slower.get(name, 1.0)] * count for name, count in phases.items()}
-    hardware = {"device": "cpu", "cpu": "a CPU", "cores": 2, "processes": 1}
-    return StepTimes("2025-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, seconds, spread=0.03)
-
-
-def evaluate_rows(params: Params, arm: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "fraction": share,
-            "images_seen": 1000,
-            "train_flops": share * BUDGET,
-            "fd_effnet_lite0": DISTANCE[arm] / share**0.5,
-            "kid": DISTANCE[arm] / share**0.5 / 30000,
-            "precision": 0.6,
-            "recall": 0.4,
-            **SETUP,
-        }
-        for share in params.budget.snapshots
-    ]
-
-
-def make_record(
-    stage: Any, key: str, arm: str, history: list[dict[str, Any]], seconds: list[float]
-) -> tuple[Record, Machine | None]:
-    data = {name: DATASET[name] for name in ("name", "sha256", "train", "heldout", "shape")}
-    record = Record(stage, key, arm, "fingerprint", {"seed": 0}, data, {}, history)
+def make_record(params: Params, arm: str, seed: int, level: float, name: str) -> tuple[Record, Machine]:
+    phases = params.arms[arm]
+    ends = np.cumsum([phase.share or 1.0 for phase in phases])
+    history: list[dict[str, Any]] = []
+    for share in np.arange(1, POINTS + 1) / POINTS:
+        phase = int(np.searchsorted(ends * (1 + 1e-9), share))
+        step = 1 + sum(row["phase"] == phase for row in history)
+        loss = level * (0.0806 * share**-0.25 if phase == len(phases) - 1 else 0.3 * share**-0.1)
+        row = {"step": step, "phase": phase, "images_seen": round(1e5 * share), "train_flops": share * BUDGET}
+        history.append(row | {"loss": loss, "heldout_loss": loss, "lr": 1e-3, "grad_norm": 1.0})
+    distance = DISTANCE[arm] * level / REDUCTION[arm]
+    judged = [snapshot(share, distance / share**0.5) for share in params.budget.snapshots]
+    summary = {key: history[-1][key] for key in ("images_seen", "train_flops", "heldout_loss")}
+    summary |= {key: judged[-1][key] for key in ("fd_effnet_lite0", "kid", "precision", "recall")}
+    data = {key: DATASET[key] for key in ("name", "sha256", "train", "heldout", "shape")}
+    batches = " -> ".join(str(phase.batch_size) for phase in phases)
+    settings = {"seed": seed, "batch_size": batches, "lr": 1e-3, "num_parameters": 604432}
+    default = name == "default"
+    key = f"{arm}/{seed}" if default else f"{name}/{arm}-{seed}"
+    stage: Any = "default" if default else "study"
+    record = Record(stage, key, arm, f"{arm}-{seed}", settings, data, summary, [*history, *judged])
     machine = Machine(
         started_at="2025-01-01T00:00:00+00:00",
         git={},
         dvc={},
         hardware={},
-        stage_seconds=seconds[-1] if seconds else 0.0,
-        images_per_second=2000.0 if stage == "pretrain" and history else 400.0 if history else None,
-        peak_memory_bytes=700_000_000 if stage == "pretrain" else 900_000_000,
-        seconds=seconds,
+        stage_seconds=100.0,
+        images_per_second=400.0,
+        peak_memory_bytes=900_000_000,
+        seconds=[float(place) for place in range(len(record.history))],  # wall times: no comparison reads them
     )
     return record, machine
 
 
-def frames(
-    params: Params, records: analysis.Records, times: StepTimes | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    losses = analysis.heldout_losses(params, records, times or make_times(params))
-    measured = analysis.distances(params, records, REFERENCE, losses)
-    return losses, measured, analysis.arms_table(params, records, losses, measured)
+def snapshot(share: float, distance: float) -> dict[str, Any]:
+    position = {"fraction": share, "images_seen": round(1e5 * share), "train_flops": share * BUDGET}
+    metrics = {"fd_effnet_lite0": distance, "kid": distance / 30000, "precision": 0.6, "recall": 0.4}
+    return {**position, **metrics, **SETUP}
+
+
+def make_times(params: Params, name: str = "default", **slower: float) -> StepTimes:
+    """Steps of all phases at `SPEED`; those of the arms in `slower` take so many times as long."""
+    step = BUDGET / POINTS / SPEED
+    seconds = {f"{name}/{arm}": [step * slower.get(arm, 1.0)] * len(phases) for arm, phases in params.arms.items()}
+    hardware = {"device": "cpu", "cpu": "a CPU", "cores": 2, "processes": 1}
+    return StepTimes("2025-01-01T00:00:00+00:00", {"commit": "0123456789"}, hardware, seconds, spread=0.03)
+
+
+def analysed(
+    params: Params, records: analysis.Records | None = None, times: StepTimes | None = None, **reduction: float
+) -> report.Analysed:
+    records = make_records(params, REDUCTION | reduction) if records is None else records
+    return report.analyse("default", params, records, times or make_times(params), REFERENCE)
 
 
 def write_project(root: Path, params: dict[str, Any], records: analysis.Records) -> None:
@@ -210,6 +216,9 @@ def write_project(root: Path, params: dict[str, Any], records: analysis.Records)
     for record, machine in records:
         assert machine is not None
         write_record(root, record, machine)
+    keys = {record.key for record, _ in records}
+    for arm in params["arms"]:
+        fold_records(root, "default", arm, keys)
     (root / "records" / "reference.json").write_text(json.dumps(REFERENCE))
     write_step_times(root / "records" / "step_time.json", make_times(Params.model_validate(params)))
     prepared = root / "data" / "prepared"
@@ -218,15 +227,17 @@ def write_project(root: Path, params: dict[str, Any], records: analysis.Records)
     np.save(prepared / "images.npy", images)
     (prepared / "dataset.json").write_text(json.dumps(DATASET))
     for arm in params["arms"]:
-        folder = root / "runs" / "evaluate" / arm
+        folder = root / "runs" / "evaluate" / arm / str(params["seeds"][0])
         folder.mkdir(parents=True)
         np.save(folder / "samples.npy", np.repeat(images, 2, axis=0)[:64])
-    names = [f"{key}/{index}" for key, phases in params["pretrain"].items() for index in range(len(phases))]
+    names = [
+        f"{arm}/{i}" for arm, phases in params["arms"].items() for i, phase in enumerate(phases) if "mask" in phase
+    ]
     masks: dict[str, Any] = {name: np.eye(8, dtype=bool)[None].repeat(16, 0) for name in names}
     np.savez(root / "runs" / "masks.npz", **masks)
 
 
-def run_stage(root: Path) -> subprocess.CompletedProcess[str]:
+def run_stage(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "pipeline.report"]
+    command = [sys.executable, "-m", "pipeline.report", *arguments]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

@@ -1,30 +1,41 @@
-"""What the records say: curves as tidy frames, and the table of arms.
+"""What the trials of a comparison say: curves, a row a trial, and means with intervals over the seeds.
 
 Everything here is a function of settings and records: no file is read or written, and torch is not imported.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
-from maskdm.config.masks import effective_mask_ratio, mask_name
+from maskdm.config.comparison import Comparison, masks_in_words
+from maskdm.config.masks import effective_mask_ratio
 from maskdm.config.params import Params
+from maskdm.config.study import DEFAULT
 from maskdm.runtime.errors import MaskDMError
-from maskdm.tracking.records import Machine, Record, StepTimes, distance_metric, record_path
+from maskdm.tracking.records import Machine, Record, StepTimes, distance_metric
 
 Row = dict[str, Any]
 Records = Sequence[tuple[Record, Machine | None]]  # what `records.read_records` returns
 
-FLOOR = "real vs real"  # the row of the floor: two disjoint sets of real images of the same sizes
-SETUP = ["extractor", "input_size", "samples", "reference", "sampler", "num_inference_steps", "eta", "weights"]
+CONFIDENCE = 0.95
+PERMUTATIONS = 10_000  # of `rank_agreement`
+GRID = 60  # points of `means`
+FLOOR = "real vs real"  # two disjoint sets of real images
+MEASURES = ("heldout_loss", "distance", "kid", "precision", "recall")
+AGAINST = "_against_baseline"  # a measure over that of the baseline with the same seed
+AGAINST_CONTROL = "_against_control"  # the same, of the arm's control
+DESCRIPTION = ("masks", "effective_mask_ratio", "mask_share", "batch_size", "lr", "positions")  # equal in all seeds
+SETUP = ("extractor", "input_size", "samples", "reference", "sampler", "num_inference_steps", "eta", "weights")
 
 
-# --- statistics of one curve --------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------------------
 
 
 def compute_to_target(cost: npt.ArrayLike, values: npt.ArrayLike, target: float) -> float:
@@ -58,6 +69,121 @@ def value_at(cost: npt.ArrayLike, values: npt.ArrayLike, at: float) -> float:
     return float(np.exp(logs))
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's t interval of the mean: of normal values it holds the true mean in 95 % of cases.
+
+    Of a single value, or where one is NaN, it is (NaN, NaN). Where one is infinite, it is (minimum, infinity).
+    """
+    array = np.asarray(values, float)
+    if len(array) < 2 or np.isnan(array).any():
+        return math.nan, math.nan
+    if np.isinf(array).any():
+        return float(array.min()), math.inf
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array))
+    return float(array.mean() - half), float(array.mean() + half)
+
+
+def rank_agreement(table: pd.DataFrame, measure: str) -> tuple[float, float]:
+    """How far the seeds rank the arms alike, and how often chance does as much.
+
+    Args:
+        table: what `trials` returns.
+        measure: the column that ranks.
+
+    Returns:
+        Kendall's coefficient of concordance W (1 if all seeds agree), and the share of random rankings that reach it:
+        Friedman's test by permutation, as chi-squared needs more seeds than there are. NaN with one seed or arm.
+    """
+    ranks = table.pivot(index="seed", columns="arm", values=measure).rank(axis=1).to_numpy()
+    seeds, arms = ranks.shape
+    if seeds < 2 or arms < 2:
+        return math.nan, math.nan
+
+    def concordance(*ranks_by_arm: np.ndarray, axis: int) -> np.ndarray:
+        totals = np.stack([of_arm.sum(axis=axis) for of_arm in ranks_by_arm])
+        return 12 * totals.var(axis=0) / (seeds**2 * (arms**2 - 1))
+
+    found = stats.permutation_test(
+        ranks.T, concordance, permutation_type="samples", alternative="greater", n_resamples=PERMUTATIONS - 1, rng=0
+    )
+    return float(found.statistic), float(found.pvalue)
+
+
+# --- trials and their records -------------------------------------------------------------------------------
+
+
+def ordered_arms(comparison: Comparison) -> list[str]:
+    """The arms as the settings have them, each control moved directly below its arm."""
+    controls: dict[str, list[str]] = {}
+    for control, arm in comparison.controls.items():
+        controls.setdefault(arm, []).append(control)
+    own = [arm for arm in comparison.arms if arm not in comparison.controls]
+    return [name for arm in own for name in (arm, *controls.get(arm, []))]
+
+
+def is_complete(name: str, params: Params, records: Records) -> bool:
+    """Whether every trial of the comparison has its record."""
+    known = {(record.arm, record.params.get("seed")) for record, _ in records if _belongs(record, name)}
+    return known >= set(itertools.product(params.arms, params.seeds))
+
+
+def find_trial(name: str, arm: str, seed: int, records: Records) -> tuple[Record, Machine | None]:
+    """The record of a trial with its machine-dependent part.
+
+    Raises:
+        MaskDMError: it is not among `records`.
+    """
+    for record, machine in records:
+        if record.arm == arm and record.params.get("seed") == seed and _belongs(record, name):
+            return record, machine
+    stage = "dvc repro" if name == DEFAULT else f"dvc repro study/dvc.yaml:part@{name}"
+    raise MaskDMError(f"{_path(name, arm)}: {arm} with seed {seed} is missing; `{stage}` trains it")
+
+
+def _belongs(record: Record, name: str) -> bool:
+    if name == DEFAULT:
+        return record.stage == DEFAULT
+    return record.stage == "study" and Path(record.key).parent == Path(name)
+
+
+def _path(name: str, arm: str) -> Path:
+    """The file of records that a trial belongs in."""
+    return Path("records", *((DEFAULT, arm) if name == DEFAULT else ("study", name))).with_suffix(".jsonl")
+
+
+def _positive(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise MaskDMError(f"{where}={value}; allowed: a positive number")
+    return value
+
+
+def measured_with(name: str, params: Params, records: Records, reference: Mapping[str, Any] = {}) -> Row:
+    """How the samples of a comparison were drawn and compared: the keys of `SETUP`, the same in all its trials.
+
+    Args:
+        name: of the comparison.
+        params: its settings.
+        records: those of all its trials, and others.
+        reference: `records/reference.json`, whose floor is to compare with; optional.
+
+    Raises:
+        MaskDMError: a trial has no record, or was measured in another way than the others or than the floor.
+    """
+    expected: Row = {key: reference[key] for key in ("extractor", "input_size") if key in reference}
+    for arm, seed in itertools.product(ordered_arms(params), params.seeds):
+        record, _ = find_trial(name, arm, seed, records)
+        for row in record.history:
+            if "heldout_loss" in row:
+                continue
+            for key in SETUP:
+                if row[key] != expected.setdefault(key, row[key]):
+                    raise MaskDMError(
+                        f"{_path(name, arm)}: {record.key}: {key}={row[key]}; allowed: {expected[key]}, as in "
+                        f"{'records/reference.json' if key in reference else 'the other trials'}"
+                    )
+    return expected
+
+
 # --- tidy frames --------------------------------------------------------------------------------------------
 
 
@@ -82,177 +208,194 @@ def train_seconds(times: StepTimes, arm: str, history: Sequence[Row]) -> list[fl
     return seconds
 
 
-def heldout_losses(params: Params, records: Records, times: StepTimes) -> pd.DataFrame:
-    """The held-out denoising loss along each arm, its pre-training first.
+def curves(name: str, params: Params, records: Records, times: StepTimes) -> pd.DataFrame:
+    """Every measurement of a comparison's trials.
 
     Returns:
-        One row a measurement: arm, phase (the index over the whole arm), stage, images_seen, train_flops,
-        train_seconds (over the arm so far, as `train_seconds` has them), heldout_loss.
+        One row a measurement: comparison, arm, seed, phase, images_seen, train_flops, train_seconds (as
+        `train_seconds` has them), heldout_loss or, of a snapshot, distance, kid, precision and recall (the others NaN).
 
     Raises:
-        MaskDMError: a record is missing or holds a loss that is no positive number, or a phase was not timed.
+        MaskDMError: a trial has no record, or nothing was measured, or what was is no positive number, or a phase was
+            not timed.
     """
-    rows: list[Row] = []
-    for name, arm in params.arms.items():
-        keys = {"pretrain": arm.pretrain, "finetune": name}
-        history = [(stage, row) for stage in keys for row in find_record(records, stage, keys[stage])[0].history]
-        if not history:
-            raise MaskDMError(f"{_path('finetune', name)}: the arm has no measurement; allowed: at least one")
-        seconds = train_seconds(times, name, [row for _, row in history])
-        rows += [
-            {
-                "arm": name,
-                "phase": row["phase"],
-                "stage": stage,
-                "images_seen": row["images_seen"],
-                "train_flops": row["train_flops"],
-                "train_seconds": elapsed,
-                "heldout_loss": _positive(row, "heldout_loss", stage, keys[stage]),
-            }
-            for (stage, row), elapsed in zip(history, seconds, strict=True)
-        ]
+    rows = []
+    for arm, seed in itertools.product(ordered_arms(params), params.seeds):
+        record, _ = find_trial(name, arm, seed, records)
+        where = f"{_path(name, arm)}: {record.key}"
+        losses = [row for row in record.history if "heldout_loss" in row]
+        if len(losses) in (0, len(record.history)):
+            raise MaskDMError(f"{where}: no {'snapshot' if losses else 'held-out loss'} was measured; do it again")
+        known = [0.0, *(row["train_flops"] for row in losses)], [0.0, *train_seconds(times, f"{name}/{arm}", losses)]
+        for row in record.history:
+            elapsed = float(np.interp(row["train_flops"], *known))  # also of snapshots: within a phase a line
+            found = {"images_seen": row["images_seen"], "train_flops": row["train_flops"], "train_seconds": elapsed}
+            if "heldout_loss" in row:
+                found |= {
+                    "phase": row["phase"],
+                    "heldout_loss": _positive(row["heldout_loss"], f"{where}: heldout_loss"),
+                }
+            else:
+                metric = distance_metric(row)
+                found |= {key: row[key] for key in MEASURES[2:]}
+                found |= {"distance": _positive(row[metric], f"{where}: {metric}")}
+            rows.append({"comparison": name, "arm": arm, "seed": seed, **found})
+    columns = ["comparison", "arm", "seed", "phase", "images_seen", "train_flops", "train_seconds", *MEASURES]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def trials(name: str, params: Params, records: Records, measured: pd.DataFrame) -> pd.DataFrame:
+    """One row a trial: what it trained, what it ended with, and that over the baseline's of the same seed.
+
+    `compute_to_target` and `seconds_to_target` are the cost at which the trial reached the final held-out loss of the
+    baseline of its seed, as a share of what the baseline needed for it; infinity: it never did.
+
+    Args:
+        name: of the comparison.
+        params: its settings.
+        records: those of all its trials, and others.
+        measured: what `curves` returns.
+
+    Raises:
+        MaskDMError: a trial has no record.
+    """
+    by_trial = dict(iter(measured.groupby(["arm", "seed"])))
+    final = {key: _final(curve) for key, curve in by_trial.items()}
+    rows = []
+    for arm, seed in itertools.product(ordered_arms(params), params.seeds):
+        record, machine = find_trial(name, arm, seed, records)
+        own, base = (arm, seed), (params.baseline, seed)
+        control = next((control for control, of in params.controls.items() if of == arm), None)
+        loss = final[own]["heldout_loss"]
+        row: Row = {"comparison": name, "arm": arm, "seed": seed} | _description(params, arm, record) | final[own]
+        row |= {f"{key}{AGAINST}": final[own][key] / final[base][key] for key in ("heldout_loss", "distance")}
+        row[f"heldout_loss{AGAINST_CONTROL}"] = loss / final[control, seed]["heldout_loss"] if control else math.nan
+        row["compute_to_target"] = _to_target(by_trial[own], by_trial[base], "train_flops")
+        row["seconds_to_target"] = _to_target(by_trial[own], by_trial[base], "train_seconds")
+        rows.append(row | _costs(record, machine, float(by_trial[own]["train_seconds"].max())))
     return pd.DataFrame(rows)
 
 
-def distances(params: Params, records: Records, reference: Row, losses: pd.DataFrame) -> pd.DataFrame:
-    """The distance between samples and real images at each snapshot of each arm, and the floor as the last row.
+def _final(curve: pd.DataFrame) -> dict[str, float]:
+    return {measure: float(curve[measure].dropna().iloc[-1]) for measure in MEASURES}
 
-    Args:
-        params: the settings.
-        records: the records of the stage `evaluate`.
-        reference: `records/reference.json`, which holds the floor.
-        losses: what `heldout_losses` returns; its seconds are interpolated at the compute of each snapshot.
 
-    Raises:
-        MaskDMError: a record is missing, or was measured in another way than the floor.
-    """
-    rows: list[Row] = []
-    for name in params.arms:
-        record, _ = find_record(records, "evaluate", name)
-        curve = losses[losses["arm"] == name]
-        for row in record.history:
-            for setting in ("extractor", "input_size"):
-                if row[setting] != reference[setting]:
-                    raise MaskDMError(
-                        f"{_path('evaluate', name)}: {setting}={row[setting]}; "
-                        f"allowed: {reference[setting]}, as in records/reference.json"
-                    )
-            _positive(row, distance_metric(row), "evaluate", name)
-            seconds = np.interp(row["train_flops"], [0, *curve["train_flops"]], [0, *curve["train_seconds"]])
-            rows.append({"arm": name, **row, "train_seconds": seconds})
-    floor = {
-        "arm": FLOOR,
-        **reference["floor"],
-        "extractor": reference["extractor"],
-        "input_size": reference["input_size"],
-        "samples": reference["floor_images"] + reference["floor_training_images"],
-        "reference": reference["reference_images"],
+def _to_target(curve: pd.DataFrame, base: pd.DataFrame, cost: str) -> float:
+    own, goal = (frame.dropna(subset="heldout_loss") for frame in (curve, base))
+    target = goal["heldout_loss"].iloc[-1]
+    needed = [compute_to_target(frame[cost], frame["heldout_loss"], target) for frame in (own, goal)]
+    return needed[0] / needed[1]
+
+
+def _description(params: Params, arm: str, record: Record) -> Row:
+    """The keys of `DESCRIPTION`; what phases differ in is joined by arrows."""
+    phases = params.arms[arm]
+    shares = [phase.share or 0.0 for phase in phases[:-1]]
+    shares.append(1 - sum(shares))
+    masked = [(phase, share) for phase, share in zip(phases, shares, strict=True) if phase.mask]
+    return {
+        "masks": masks_in_words(phases),
+        "effective_mask_ratio": " -> ".join(f"{effective_mask_ratio(p.mask, params.grid):g}" for p, _ in masked) or "0",
+        "mask_share": sum(share for _, share in masked),
+        "batch_size": str(record.params["batch_size"]),
+        "lr": str(record.params["lr"]),
+        "positions": all(phase.positions for phase in phases),
     }
-    frame = pd.DataFrame([*rows, floor])
-    position = ["arm", "fraction", "images_seen", "train_flops", "train_seconds"]
-    return frame.reindex(columns=[*position, distance_metric(frame), "kid", "precision", "recall", *SETUP])
 
 
-def find_record(records: Records, stage: str, key: str) -> tuple[Record, Machine | None]:
-    """The record of a stage and key with its machine-dependent part.
-
-    Raises:
-        MaskDMError: it is not among `records`.
-    """
-    for record, machine in records:
-        if record.stage == stage and record.key == key:
-            return record, machine
-    raise MaskDMError(f"{_path(stage, key)}: no such file; `dvc repro` writes it")
+def _costs(record: Record, machine: Machine | None, seconds: float) -> Row:
+    return {
+        "images_seen": record.summary["images_seen"],
+        "train_flops": record.summary["train_flops"],
+        "train_seconds": seconds,
+        "images_per_second": record.summary["images_seen"] / seconds,
+        "peak_memory_bytes": (machine.peak_memory_bytes if machine else None) or math.nan,
+    }
 
 
-def _path(stage: str, key: str) -> Path:
-    return record_path(Path(), stage, key)
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm, in the order of `table`: the mean over its seeds of every measure, `<measure>_low` and `_high`.
 
-
-def _positive(row: Row, name: str, stage: str, key: str) -> float:
-    value = row[name]
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise MaskDMError(f"{_path(stage, key)}: {name}={value}; allowed: a positive number")
-    return value
-
-
-# --- the table of arms --------------------------------------------------------------------------------------
-
-
-def arms_table(params: Params, records: Records, losses: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm in raw numbers (NaN: not known or without meaning), and the floor as the last row.
-
-    `*_to_target` is the cost at which the arm reached the baseline's final value, as a share of all that the
-    baseline spent: infinity if it never did. `*_at_equal_compute` is the value at the largest compute that all
-    arms reached.
+    `seeds` counts them, `seeds_at_target` those that reach the baseline's final loss.
 
     Args:
-        params: the settings.
-        records: the records of all training stages.
-        losses: what `heldout_losses` returns.
-        measured: what `distances` returns.
+        table: what `trials` returns.
     """
-    metric = distance_metric(measured)
-    snapshots = measured[measured["arm"] != FLOOR]
-    common_loss = float(losses.groupby("arm")["train_flops"].max().min())
-    common_distance = float(snapshots.groupby("arm")["train_flops"].max().min())
-    loss_base = losses[losses["arm"] == params.baseline]
-    distance_base = snapshots[snapshots["arm"] == params.baseline]
+    described = ["comparison", "arm", *DESCRIPTION]
     rows = []
-    for name in params.arms:
-        loss, distance = losses[losses["arm"] == name], snapshots[snapshots["arm"] == name]
-        rows.append(
-            {"arm": name}
-            | _masks(params, name)
-            | _costs(records, loss, params.arms[name].pretrain)
-            | {
-                "heldout_loss": loss["heldout_loss"].iloc[-1],
-                "heldout_loss_at_equal_compute": _value_at_compute(loss, "heldout_loss", common_loss),
-                "compute_to_target": _share_to_target(loss, loss_base, "train_flops", "heldout_loss"),
-                "seconds_to_target": _share_to_target(loss, loss_base, "train_seconds", "heldout_loss"),
-                **{column: distance[column].iloc[-1] for column in (metric, "kid", "precision", "recall")},
-                f"{metric}_at_equal_compute": _value_at_compute(distance, metric, common_distance),
-                f"{metric}_compute_to_target": _share_to_target(distance, distance_base, "train_flops", metric),
-                **{column: distance[column].iloc[-1] for column in SETUP},
-            }
-        )
-    floor = measured[measured["arm"] == FLOOR].iloc[0]
-    return pd.DataFrame([*rows, floor.reindex(["arm", metric, "kid", "precision", "recall", *SETUP]).to_dict()])
+    for _, group in table.groupby("arm", sort=False):
+        row: Row = {key: group[key].iloc[0] for key in described}
+        row |= {"seeds": len(group), "seeds_at_target": int(np.isfinite(group["compute_to_target"]).sum())}
+        for measure in table.columns.drop([*described, "seed"]):
+            low, high = interval(group[measure].tolist())
+            row |= {measure: float(group[measure].mean()), f"{measure}_low": low, f"{measure}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _masks(params: Params, arm: str) -> Row:
-    phases = params.pretrain[params.arms[arm].pretrain]
-    ratios = [effective_mask_ratio(phase.mask, params.grid) for phase in phases]
-    return {
-        "pretrain_masks": " -> ".join(mask_name(phase.mask) for phase in phases),
-        "effective_mask_ratio": " -> ".join(f"{ratio:g}" for ratio in ratios or [0.0]),  # text: phases in sequence
-        "pretrain_share": sum(phase.share for phase in phases),
+def mean_curve(
+    measured: pd.DataFrame, arm: str, measure: str, cost: str, at: Sequence[float] | None = None
+) -> pd.DataFrame:
+    """An arm's curve over its seeds: cost, mean, low, high.
+
+    Args:
+        measured: what `curves` returns.
+        arm: the arm.
+        measure: `heldout_loss` or `distance`.
+        cost: `train_flops` or `train_seconds`.
+        at: costs, within what all seeds reached. None: where the first seed was measured.
+    """
+    own = measured[measured["arm"] == arm].dropna(subset=measure)
+    by_seed = [curve for _, curve in own.groupby("seed")]
+    start, end = _reached(by_seed, cost)
+    points = [spent for spent in by_seed[0][cost] if start <= spent <= end] if at is None else at
+    rows = []
+    for spent in points:
+        values = [value_at(curve[cost], curve[measure], spent) for curve in by_seed]
+        low, high = interval(values)
+        rows.append({cost: spent, "mean": float(np.mean(values)), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def means(measured: pd.DataFrame) -> pd.DataFrame:
+    """The mean held-out loss of all arms on one grid of compute that all trials reached.
+
+    Returns:
+        One row a point of an arm: arm, tflops, heldout_loss, heldout_loss_low, heldout_loss_high, seconds (of training
+        up to there).
+    """
+    losses = measured.dropna(subset="heldout_loss")
+    start, end = _reached([curve for _, curve in losses.groupby(["arm", "seed"])], "train_flops")
+    frames = []
+    for arm, own in losses.groupby("arm", sort=False):
+        curve = mean_curve(losses, str(arm), "heldout_loss", "train_flops", np.linspace(start, end, GRID).tolist())
+        first = own[own["seed"] == own["seed"].iloc[0]]  # all seeds take the same steps
+        columns = {"arm": arm, "tflops": curve["train_flops"] / 1e12, "heldout_loss": curve["mean"]}
+        columns |= {f"heldout_loss_{end}": curve[end] for end in ("low", "high")}
+        seconds = np.interp(curve["train_flops"], first["train_flops"], first["train_seconds"])
+        frames.append(pd.DataFrame(columns).assign(seconds=seconds))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _reached(by_trial: Sequence[pd.DataFrame], cost: str) -> tuple[float, float]:
+    """The costs from and up to which all curves are known."""
+    return max(curve[cost].iloc[0] for curve in by_trial), min(curve[cost].iloc[-1] for curve in by_trial)
+
+
+def metrics(means_by_arm: pd.DataFrame, metric: str) -> dict[str, dict[str, float | None]]:
+    """A few numbers of each arm, for `dvc metrics`; None: not known, or infinite.
+
+    Args:
+        means_by_arm: what `summary` returns.
+        metric: the name of the distance.
+    """
+    names = {
+        "heldout_loss": "heldout_loss",
+        "distance": metric,
+        **{f"compute_to_target{end}": f"compute_to_target{end}" for end in ("", "_low", "_high")},
+        "train_seconds": "train_seconds",
     }
-
-
-def _costs(records: Records, curve: pd.DataFrame, pretrain: str) -> Row:
-    """Images, FLOPs, seconds, throughput and memory of one arm, all its phases together."""
-    arm, last = curve["arm"].iloc[0], curve.iloc[-1]
-    ends = curve.groupby("stage", sort=False)[["images_seen", "train_seconds"]].last()
-    own = ends - ends.shift(fill_value=0)  # of each stage alone
-    images_per_second = own["images_seen"] / own["train_seconds"]
-    stages = [find_record(records, stage, key) for stage, key in (("pretrain", pretrain), ("finetune", arm))]
-    memory = [machine.peak_memory_bytes for record, machine in stages if machine is not None and record.history]
     return {
-        "images_seen": last["images_seen"],
-        "train_flops": last["train_flops"],
-        "train_seconds": last["train_seconds"],
-        "images_per_second": last["images_seen"] / last["train_seconds"],
-        "images_per_second_pretrain": images_per_second.get("pretrain"),
-        "images_per_second_finetune": images_per_second.get("finetune"),
-        "peak_memory_bytes": max(filter(None, memory), default=math.nan),
+        row["arm"]: {name: float(f"{row[key]:.4g}") if math.isfinite(row[key]) else None for key, name in names.items()}
+        for row in means_by_arm.to_dict("records")
     }
-
-
-def _share_to_target(curve: pd.DataFrame, baseline: pd.DataFrame, cost: str, value: str) -> float:
-    return compute_to_target(curve[cost], curve[value], baseline[value].iloc[-1]) / float(baseline[cost].iloc[-1])
-
-
-def _value_at_compute(curve: pd.DataFrame, column: str, flops: float) -> float:
-    # Whole steps end the arms a little apart, so a curve of one point may begin behind the compute that all reached.
-    return value_at(curve["train_flops"], curve[column], max(flops, curve["train_flops"].iloc[0]))

@@ -1,6 +1,6 @@
-"""The figures of the report: each function takes frames or arrays and returns a figure; `save` alone writes files."""
+"""The figures of a comparison: each function takes frames or arrays and returns a figure; `save` alone writes files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,11 @@ import seaborn as sns
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from maskdm.reporting.analysis import FLOOR, compute_to_target
+from maskdm.config.comparison import Comparison
+from maskdm.reporting.analysis import AGAINST, mean_curve
 from maskdm.runtime.files import write_atomically
-from maskdm.runtime.units import percent, si_prefix
-from maskdm.tracking.records import distance_metric
+from maskdm.runtime.units import si_prefix
 
 Color = tuple[float, float, float]
 Colors = Mapping[str, Color]  # one an arm, the same in all figures; its order is the order of the legends
@@ -27,8 +25,8 @@ WIDTH = 10.0  # inches
 NOUNS = {"train_flops": "compute", "train_seconds": "time"}  # what a horizontal axis may show
 BASELINE = (0.2, 0.2, 0.2)
 REMOVED = np.array([205, 214, 230], np.uint8)  # of a removed patch: a tint, so that it is not taken for grey clothes
-PRETRAIN: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.4, "alpha": 0.8}
-SWITCH: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "white", "markersize": 5, "zorder": 3}
+FEW = 10  # points of a curve: up to so many are marked
+FAR = 10  # so many times as far from the baseline as the median arm: drawn, such an arm would squeeze the others
 DISPLAY_PIXELS = 1000  # least width of a picture that is drawn
 STYLE = {
     **sns.axes_style("ticks"),
@@ -45,7 +43,6 @@ STYLE = {
     "legend.fontsize": 9,
     "legend.title_fontsize": 9,
     "lines.linewidth": 1.8,
-    "svg.hashsalt": "maskdm",  # the same input gives the same bytes
 }
 
 
@@ -57,123 +54,143 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `<stem>.png` and `<stem>.svg`, each whole or not at all, with the same bytes for the same figure."""
+    """Write `<stem>.png`, whole or not at all, with the same bytes for the same figure."""
     with style():
-        _write(figure, stem.with_name(f"{stem.name}.png"), {"Software": None})  # no version
-        _write(figure, stem.with_name(f"{stem.name}.svg"), {"Date": None})
+        path, metadata = stem.with_name(f"{stem.name}.png"), {"Software": None}  # no version
+        write_atomically(path, lambda file: figure.savefig(file, format="png", metadata=metadata))
 
 
-def _write(figure: Figure, path: Path, metadata: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata=metadata))
+def arm_colors(arms: Sequence[str], baseline: str, controls: Mapping[str, str] = {}) -> dict[str, Color]:
+    """A colour an arm that colour-blind readers can tell apart; the baseline is dark grey, a control as its arm.
 
-
-def arm_colors(arms: list[str], baseline: str) -> dict[str, Color]:
-    """A colour an arm that colour-blind readers can tell apart; the baseline is dark grey."""
+    Args:
+        arms: in the order of the legends.
+        baseline: one of them.
+        controls: control -> the arm that it is one of.
+    """
     hues = [hue for hue in sns.color_palette("colorblind") if len(set(hue)) > 1]  # without its grey
-    others = [arm for arm in arms if arm != baseline]
+    others = [arm for arm in arms if arm != baseline and arm not in controls]
     if len(others) > len(hues):
         hues = sns.husl_palette(len(others))
     by_arm = dict(zip(others, hues, strict=False))
-    return {arm: by_arm.get(arm, BASELINE) for arm in arms}
+    return {arm: by_arm.get(controls.get(arm, arm), BASELINE) for arm in arms}
 
 
 # --- curves -------------------------------------------------------------------------------------------------
 
 
-def heldout_loss(losses: pd.DataFrame, colors: Colors, baseline: str, cost: str = "train_flops") -> Figure:
-    """The held-out loss against `cost` (`train_flops` or `train_seconds`): the whole run, and its end enlarged.
+def curves(measured: pd.DataFrame, colors: Colors, comparison: Comparison, metric: str) -> Figure:
+    """Held-out loss and distance against compute and against time: the mean over the seeds, its interval as a band.
 
     Args:
-        losses: what `analysis.heldout_losses` returns.
+        measured: what `analysis.curves` returns.
         colors: what `arm_colors` returns.
-        baseline: the arm whose final loss the right panel marks.
-        cost: the column of the horizontal axis.
+        comparison: says which arm is the baseline, and which are controls (dashed).
+        metric: the name of the distance.
     """
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    whole, end = figure.subplots(1, 2)
-    for axes in (whole, end):
-        draw_losses(axes, losses, colors, cost)
-    _log_loss_axis(whole)
-    whole.set_ylabel("held-out denoising loss")
-    whole.set_title("Whole run")
-    shares = draw_target(end, losses, colors, baseline, cost)
-    end.set_title(f"{NOUNS[cost].capitalize()} to {baseline}'s final loss")
-    labels = {arm: f"{arm}  {percent(share) if np.isfinite(share) else 'not reached'}" for arm, share in shares.items()}
-    handles = [*_arm_handles(colors, labels), *_phase_handles(losses)]
-    _legend(figure, handles, f"{baseline}'s final loss, reached\nwith this share of its {NOUNS[cost]}")
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    measures = {"heldout_loss": "held-out loss", "distance": metric}
+    for row, cost in zip(figure.subplots(2, 2, sharey="col"), NOUNS, strict=True):
+        for axes, (measure, name) in zip(row, measures.items(), strict=True):
+            factor = cost_axis(axes, measured[cost].max(), cost)
+            for arm, color in colors.items():
+                curve = mean_curve(measured, arm, measure, cost)
+                spent, marker = curve[cost] / factor, "o" if len(curve) <= FEW else ""
+                look = {"color": color, "linestyle": line_style(arm, comparison), "marker": marker, "markersize": 4.5}
+                axes.plot(spent, curve["mean"], label=arm, **look)
+                if curve["low"].notna().any():
+                    axes.fill_between(spent, curve["low"], curve["high"], color=color, alpha=0.2, lw=0)
+            axes.set_ylabel(f"{name} (lower is better)")
+    _zoom(figure.axes[0], measured, comparison.baseline)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    labels = [
+        f"{arm}\n(control of {comparison.controls[arm]})" if arm in comparison.controls else arm for arm in labels
+    ]
+    figure.legend(lines, labels, loc="outside right upper")  # beside the panels, where it can hide no line
     return figure
 
 
-def draw_losses(axes: Axes, losses: pd.DataFrame, colors: Colors, cost: str) -> None:
-    """One line an arm: pre-training dashed, fine-tuning solid, a ring at each switch of phases."""
-    factor = cost_axis(axes, losses[cost].max(), cost)
-    for arm, color in colors.items():
-        curve = losses[losses["arm"] == arm].reset_index(drop=True)
-        x, y = curve[cost] / factor, curve["heldout_loss"]
-        pretrain = int((curve["stage"] == "pretrain").sum())
-        axes.plot(x[:pretrain], y[:pretrain], color=color, **PRETRAIN)
-        axes.plot(x[max(pretrain - 1, 0) :], y[max(pretrain - 1, 0) :], color=color)
-        last = curve["phase"].ne(curve["phase"].shift(-1)) & (curve.index < len(curve) - 1)
-        axes.plot(x[last], y[last], color=color, **SWITCH)
+def line_style(arm: str, comparison: Comparison) -> str:
+    """Controls are dashed."""
+    return "--" if arm in comparison.controls else "-"
 
 
-def draw_target(axes: Axes, losses: pd.DataFrame, colors: Colors, baseline: str, cost: str) -> dict[str, float]:
-    """Enlarge the end of the curves and mark where each arm first reaches the baseline's final loss.
-
-    Returns:
-        The cost of that point for each arm, as a share of all that the baseline spent; infinity if it never comes.
-    """
-    largest = losses[cost].max()
-    factor, _ = _unit(largest, cost)
-    curves = {arm: losses[losses["arm"] == arm] for arm in colors}
-    total, target = float(curves[baseline][cost].iloc[-1]), float(curves[baseline]["heldout_loss"].iloc[-1])
-    reached = {arm: compute_to_target(curve[cost], curve["heldout_loss"], target) for arm, curve in curves.items()}
-    axes.axhline(target, color=colors[baseline], linewidth=1, linestyle=":")
-    for arm, point in reached.items():
-        if np.isfinite(point):
-            axes.plot([point / factor], [target], "D", color=colors[arm], markersize=5, zorder=4, clip_on=False)
-    start = min(0.5 * largest, 0.9 * min(reached.values()))
-    shown = losses.loc[losses[cost] >= start, "heldout_loss"]
-    low, high = float(shown.min()), min(float(shown.max()), 1.3 * target)  # not the height of the pre-training
-    axes.set_xlim(start / factor, 1.02 * largest / factor)
-    margin = 0.06 * max(high - low, 0.01 * target)
-    axes.set_ylim(low - margin, high + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    return {arm: point / total for arm, point in reached.items()}
+def _zoom(axes: Axes, measured: pd.DataFrame, baseline: str) -> None:
+    """Show what the baseline's loss does from a quarter of its compute on, not the height of pre-training."""
+    losses = measured.dropna(subset="heldout_loss")
+    base = losses[losses["arm"] == baseline]
+    quarter = base.loc[base["train_flops"] >= 0.25 * base["train_flops"].max(), "heldout_loss"].max()
+    axes.set_ylim(0.97 * losses["heldout_loss"].min(), 1.03 * quarter)
 
 
-def distances(measured: pd.DataFrame, colors: Colors, cost: str = "train_flops") -> Figure:
-    """The Fréchet distance and KID at each snapshot against `cost`, each with its floor.
+def against(summary: pd.DataFrame, table: pd.DataFrame, colors: Colors, comparison: Comparison, metric: str) -> Figure:
+    """Every arm's change against the baseline of the same seed: a dot a seed, the mean, and its interval.
+
+    The mean of an arm that is `FAR` from the baseline is written at the edge instead.
 
     Args:
-        measured: what `analysis.distances` returns.
+        summary: what `analysis.summary` returns.
+        table: what `analysis.trials` returns.
         colors: what `arm_colors` returns.
-        cost: the column of the horizontal axis.
+        comparison: says which arm is left out, as its change is 0, and which are controls (dashed).
+        metric: the name of the distance.
     """
-    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
-    metric = distance_metric(measured)
-    names = {metric: "FID" if metric == "fid" else metric, "kid": "KID"}
-    for axes, (column, name) in zip(figure.subplots(1, 2), names.items(), strict=True):
-        draw_distances(axes, measured, column, colors, cost)
-        axes.set_ylabel(f"{name} (lower is better)")
-    _legend(figure, _arm_handles(colors, {}))
+    rows = summary.set_index("arm").drop(index=comparison.baseline)
+    arms = list(rows.index)
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.32 * len(arms)), layout="constrained")
+    measures = {"heldout_loss": "held-out loss", "distance": metric}
+    for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
+        column = f"{measure}{AGAINST}"
+        change = _percent(rows[column])
+        far = np.abs(change) > FAR * np.median(np.abs(change))
+        for place, arm in enumerate(arms):
+            if far[place]:
+                edge, align = (1, "right") if change[place] > 0 else (0, "left")
+                across = axes.get_yaxis_transform()
+                axes.text(edge, place, f"{change[place]:+.0f} %", transform=across, ha=align, va="center")
+                continue
+            seeds = table.loc[table["arm"] == arm, column]
+            look: dict[str, Any] = {"color": colors[arm], "linestyle": line_style(arm, comparison)}
+            axes.plot(_percent(seeds), [place] * len(seeds), "o", color="0.7", markersize=4)
+            axes.plot(_percent(rows.loc[arm, [f"{column}_low", f"{column}_high"]]), [place] * 2, **look)
+            axes.plot(change[place], place, "D", color=colors[arm], markersize=5)
+        axes.axvline(0, color="0.3", linewidth=1, linestyle=":")
+        axes.set_xlabel(f"{name}, % against {comparison.baseline}")
+        names = [
+            f"{arm}\n(control of {comparison.controls[arm]})" if arm in comparison.controls else arm for arm in arms
+        ]
+        axes.set_yticks(range(len(arms)), names)
+    axes.set_ylim(len(arms) - 0.5, -0.5)  # of both panels
     return figure
 
 
-def draw_distances(axes: Axes, measured: pd.DataFrame, column: str, colors: Colors, cost: str) -> None:
-    """One line an arm with a point a snapshot, and the floor as a dashed line."""
-    factor = cost_axis(axes, measured[cost].max(), cost)
-    for arm, color in colors.items():
-        rows = measured[measured["arm"] == arm]
-        axes.plot(rows[cost] / factor, rows[column], color=color, marker="o", markersize=4.5)
-    floor = float(measured.loc[measured["arm"] == FLOOR, column].iloc[0])
-    axes.axhline(floor, color="0.45", linestyle="--", linewidth=1.2)
-    lowest = min(0.0, floor)
-    axes.set_ylim(lowest - 0.04 * (measured[column].max() - lowest))  # room for a floor at 0
-    axes.annotate(
-        FLOOR, (0.01, floor), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points", color="0.4"
-    )
+def _percent(shares: pd.Series) -> np.ndarray:
+    return 100 * (np.asarray(shares, float) - 1)
+
+
+def throughput(table: pd.DataFrame) -> Figure:
+    """Images a second, the share of the FLOP-ideal and memory against the share of tokens removed.
+
+    Args:
+        table: `throughput.csv`.
+    """
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    batches, order = table["batch_size"].astype(str), [str(size) for size in sorted(table["batch_size"].unique())]
+    panels = {
+        "images_per_second": ("images/s", 1.0),
+        "of_flop_ideal": ("FLOP/s over those of dense steps", 1.0),
+        "memory_bytes": ("memory of training (MB)", 1e6),
+    }
+    for axes, (column, (name, factor)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        ratios, values = 100 * table["effective_mask_ratio"], table[column] / factor
+        sns.scatterplot(x=ratios, y=values, hue=batches, hue_order=order, ax=axes)
+        axes.set_xlabel("tokens removed (%)")
+        axes.set_ylabel(name)
+        axes.set_ylim(0, 1.05 * values.max())
+        axes.get_legend().remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="batch", loc="outside right upper")
+    return figure
 
 
 def cost_axis(axes: Axes, largest: float, cost: str) -> float:
@@ -190,31 +207,6 @@ def _unit(largest: float, cost: str) -> tuple[float, str]:
         return factor, f"{prefix}FLOPs"
     units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
     return next((unit for unit in units if largest >= 3 * unit[0]), (1.0, "seconds"))
-
-
-def _log_loss_axis(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _legend(figure: Figure, handles: list[Line2D], title: str | None = None) -> None:
-    """One legend for all panels, beside them, where it can hide no line."""
-    figure.legend(handles=handles, title=title, loc="outside right upper", alignment="left", handlelength=1.6)
-
-
-def _arm_handles(colors: Colors, labels: Mapping[str, str]) -> list[Line2D]:
-    return [Line2D([], [], color=color, label=labels.get(arm, arm)) for arm, color in colors.items()]
-
-
-def _phase_handles(losses: pd.DataFrame) -> list[Line2D]:
-    if not (losses["stage"] == "pretrain").any():
-        return []
-    return [
-        Line2D([], [], color="0.5", **PRETRAIN, label="masked pre-training"),
-        Line2D([], [], color="0.5", **SWITCH, label="switch of phase"),
-    ]
 
 
 # --- images -------------------------------------------------------------------------------------------------

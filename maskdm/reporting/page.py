@@ -1,120 +1,303 @@
-"""The report: a sentence that answers the question from the table of arms, and the page around it.
+"""What the pages say of a comparison: the answer in a sentence by plain rules, its tables, and the default's page.
 
-Everything here is a function of settings, records and the table: no file is read or written.
+Everything here is a function of settings, records and frames: no file is read or written.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from maskdm.config.params import BUDGET_TOLERANCE, Params
+from maskdm.config.comparison import Comparison
+from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.reporting.analysis import FLOOR, Records, Row, find_record
+from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, FLOOR, Row, ordered_arms
 from maskdm.runtime.units import four_digits, percent, si
-from maskdm.tracking.records import StepTimes, distance_metric
+from maskdm.tracking.records import StepTimes
 
 NOTHING = "-"  # an empty cell
+TABLES = ("arms.csv", "trials.csv", "curves.csv", "means.csv")
+LOSS, DISTANCE = f"heldout_loss{AGAINST}", f"distance{AGAINST}"
+CAPTIONS = {
+    "curves": "Held-out loss and distance against training compute and training time: the mean over the seeds, its "
+    "interval as a band.{controls} A band also holds what a seed does to all arms alike; the next figure takes it out.",
+    "against": "Change against `{baseline}` of the same seed, at equal compute: a dot a seed, the mean, its interval.",
+    "samples": "The first samples of each arm's last snapshot, with the same noise in all arms, and held-out images.",
+    "masks": "The masks on training images; removed patches are tinted (Figure 3 of the paper).",
+}
+DEFINITIONS = """\
+## What the numbers mean
+
+- **compute**: FLOPs of training (forward, backward, the optimizer's matrix products), all phases counted in.
+- **compute to the baseline's loss**: where the lowest held-out loss so far first reaches the baseline's final one \
+(log-linear between measurements), as a share of the compute at which the baseline does; the same for **seconds**. \
+*2 of 5 seeds*: the others never reach it.
+- **against**: at equal compute, at the end of training, over the baseline **with the same seed**: the same first \
+weights, order of images and noise.
+- **intervals**: 95 % Student's t intervals of the mean over the seeds. They assume normal differences. "Lower" and \
+"higher" are said where the interval leaves out zero: of arms that do not differ, 5 % are called different. The lowest \
+of several arms is in part lucky.
+{control}- **held-out loss**: denoising loss of the EMA weights on all tokens of fixed held-out images with fixed noise.
+- **{metric}**, **kid**: Fréchet and kernel distance between features of samples and of training images; lower is \
+better{stand_in}. **precision**: share of samples near real images; **recall**: share of real images near samples; \
+higher is better.
+- **removed**: the share of tokens that the masks really remove, after rounding to whole tokens or blocks; `->` \
+separates phases.
+- **seconds**: steps times seconds a step, without reading data, measuring and saving. One step of every phase of all \
+arms followed on another, again and again: what else ran slowed all of them alike. Measured on: {machine}. The spread \
+is how far apart the middle half of a step's shares of a round lies: a few percent on a quiet machine.
+- **measured with**: {setup}."""
+CONTROL = """\
+- **control**: an arm without masks, in all else as its arm: steps, tokens a step, learning rates.
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a page says to one question."""
+
+    in_short: str  # a line for the top of the page
+    section: str
+
+
+def answer(question: str, found: str, section: Sequence[str]) -> Answer:
+    """An answer from its sentence and the blocks below it."""
+    return Answer(f"*{question}* {found}", "\n\n".join([f"## {question}", f"**{found}**", *section]))
 
 
 # --- the answer ---------------------------------------------------------------------------------------------
 
 
-def verdict(params: Params, arms: pd.DataFrame) -> str:
-    """Whether masking paid, from the table of arms by plain rules.
+def headline(params: Params, summary: pd.DataFrame, dataset: str) -> str:
+    """What the best arm saves, and what its control says to that.
 
-    A masked arm paid if it reached the baseline's final held-out loss with less compute than the baseline needed,
-    by more than the arms' budgets may differ. The distance agrees with that if, at equal compute, it is lower than
-    the baseline's for an arm that paid and not lower for one that did not.
+    The best has the lowest held-out loss at equal compute, of those that are clearly below the baseline if any is.
     """
-    rows = _by_arm(arms)
-    base = rows.pop(params.baseline)
-    masked = [rows[name] for name, arm in params.arms.items() if name in rows and params.pretrain[arm.pretrain]]
-    if not masked:
-        return f"No arm but the baseline `{params.baseline}` trains with masks: there is nothing to compare."
-    needed = base["compute_to_target"] - BUDGET_TOLERANCE
-    paid = {row["arm"] for row in masked if row["compute_to_target"] < needed}
-    clauses = "; ".join(_loss_clause(row, base) for row in masked)
-    already = ""
-    if needed < 1 - 2 * BUDGET_TOLERANCE:
-        already = f" `{base['arm']}` itself was there at {percent(base['compute_to_target'])} and ended no better."
+    rows = {row["arm"]: row for row in rows_of(summary)}
+    where = f"On {dataset} at {si(params.budget.train_flops, 'FLOPs')}"
+    arms = [row for arm, row in rows.items() if arm != params.baseline and arm not in params.controls]
+    if not arms:
+        return f"{where} there is no arm to compare with `{params.baseline}`."
+    best = min(arms, key=lambda row: (row[f"{LOSS}_high"] >= 1, row[LOSS]))
+    control = next((rows[name] for name, arm in params.controls.items() if arm == best["arm"]), None)
+    clause = _control_clause(best, control) if control else ""
+    return f"{where} {_claim(best, params.baseline, alone=len(arms) == 1)}{clause}."
+
+
+def _claim(best: Row, baseline: str, alone: bool) -> str:
+    """What can be said of the best arm: that it saves compute, or that it ends lower, or neither."""
+    name, base = f"`{best['arm']}`", f"`{baseline}`"
+    change = number(best, LOSS, seeds=True)
+    if best[f"{LOSS}_high"] >= 1:
+        worse = best[f"{LOSS}_low"] > 1
+        if alone:
+            who = f"{name} ends with a higher" if worse else f"{name} does not end with a clearly lower"
+            return f"{who} held-out loss than {base}: {change}"
+        who = f"no arm ends with a {'lower' if worse else 'clearly lower'}"
+        return f"{who} held-out loss than {base}: the lowest, {name}, {change}"
+    if math.isfinite(best["compute_to_target"]):
+        doubt = ", which does not rule out that it saves none" if best["compute_to_target_high"] >= 1 else ""
+        needed = number(best, "compute_to_target", of=" of its compute", seeds=True)
+        return f"{name} reaches {base}'s final held-out loss with {needed}{doubt}"
+    reached = "" if best["seeds"] == 1 else f", and reaches {base}'s with {_seeds_at_target(best)}"
+    return f"{name} ends with a {'lower' if best[LOSS] < 1 else 'higher'} held-out loss than {base}: {change}{reached}"
+
+
+def _control_clause(best: Row, control: Row) -> str:
+    """What a control does as well is not due to the masks."""
+    if best[f"{LOSS}_high"] >= 1 or math.isinf(best["compute_to_target"]):
+        return f"; its control without masks {number(control, LOSS)}"
+    unsure = best[f"heldout_loss{AGAINST_CONTROL}_high"] >= 1
+    word = "gets there with" if math.isinf(control["compute_to_target"]) else "needs"
+    reason = ", so that masks need not be the reason" if unsure else ""
+    return f"; its control without masks {word} {number(control, 'compute_to_target')}{reason}"
+
+
+def standing(summary: pd.DataFrame, baseline: str, metric: str) -> str:
+    """Which arms are clearly better or worse than the baseline, by either measure."""
+    rows = [row for row in rows_of(summary) if row["arm"] != baseline]
+    if not rows:
+        return "No other arm was trained."
+    if any(row["seeds"] == 1 for row in rows):
+        return "One seed an arm: there are no intervals, and a small difference may be chance."
+    lines = []
+    for measure, name in ((LOSS, "Held-out loss"), (DISTANCE, metric)):
+        lower = [row["arm"] for row in rows if row[f"{measure}_high"] < 1]
+        higher = [row["arm"] for row in rows if row[f"{measure}_low"] > 1]
+        level = [row["arm"] for row in rows if row["arm"] not in {*lower, *higher}]
+        named = {"lower": lower, "higher": higher, "not clearly different": level}
+        found = "; ".join(f"{word} for {listed(arms)}" for word, arms in named.items() if arms)
+        lines.append(f"- {name} at equal compute, against `{baseline}`: {found}.")
+    return "\n".join(lines)
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def result_table(comparison: Comparison, summary: pd.DataFrame, metric: str) -> str:
+    """What each arm comes to against the baseline."""
+    rows, base = rows_of(summary), comparison.baseline
+
+    def cells(form: Callable[[Row], str]) -> list[str]:
+        return [NOTHING if row["arm"] == base else form(row) for row in rows]
+
+    return table(
+        {
+            "arm": [_marked(row["arm"], comparison) for row in rows],
+            f"compute to {base}'s loss": cells(lambda row: number(row, "compute_to_target")),
+            f"loss against {base}": cells(lambda row: number(row, LOSS)),
+            f"{metric} against {base}": cells(lambda row: number(row, DISTANCE)),
+            f"seconds to {base}'s loss": cells(lambda row: number(row, "seconds_to_target")),
+        }
+    )
+
+
+def details_table(comparison: Comparison, summary: pd.DataFrame, metric: str) -> str:
+    """What each arm trained, what that cost, and what it ended with: means over the seeds."""
+    rows = rows_of(summary)
+
+    def cells(column: str, form: Callable[[float], str]) -> list[str]:
+        return [NOTHING if pd.isna(row[column]) else form(row[column]) for row in rows]
+
+    return table(
+        {
+            "arm": [_marked(row["arm"], comparison) for row in rows],
+            "masks": [row["masks"] or NOTHING for row in rows],
+            "removed": [_ratios(row["effective_mask_ratio"]) for row in rows],
+            "share of compute": cells("mask_share", percent),
+            "batch": [row["batch_size"] for row in rows],
+            "learning rate": [row["lr"] for row in rows],
+            "images seen": cells("images_seen", "{:,.0f}".format),
+            "seconds": cells("train_seconds", "{:,.0f}".format),
+            "images/s": cells("images_per_second", "{:,.0f}".format),
+            "peak memory": cells("peak_memory_bytes", lambda size: si(size, "B")),
+            "held-out loss": cells("heldout_loss", four_digits),
+            metric: cells("distance", four_digits),
+            **{name: cells(name, "{:.3g}".format) for name in ("kid", "precision", "recall")},
+        }
+    )
+
+
+def table(columns: Mapping[str, Sequence[str]]) -> str:
+    """A table in Markdown, the first column on the left."""
+    align = ["left", *["right"] * (len(columns) - 1)]
+    return pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """The rows of a table as dictionaries."""
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
+
+
+def listed(names: Sequence[str], nothing: str = "no arm") -> str:
+    """Names as code, with commas."""
+    return ", ".join(f"`{name}`" for name in names) or nothing
+
+
+def _marked(arm: str, comparison: Comparison) -> str:
+    return f"{arm} (control of `{comparison.controls[arm]}`)" if arm in comparison.controls else arm
+
+
+def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
+    """A mean over seeds with its interval: `69 % (66 to 72 %)`; of a measure against the baseline the change.
+
+    Args:
+        row: of `analysis.summary`.
+        measure: a column that is a share.
+        of: what it is a share of.
+        seeds: whether to say how many there are.
+    """
+    value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
+    if math.isinf(value):
+        return _seeds_at_target(row)
+    if measure in (LOSS, DISTANCE):
+        text, ends = f"{_points(value)} %", f"{_points(low)} to {_points(high)} %"
+    else:
+        text, ends = percent(value), f"{100 * low:.3g} to {percent(high)}"
+    count = f"{row['seeds']} seeds"
+    if math.isnan(low):
+        ends, count = "", "one seed, hence no interval"
+    inside = ", ".join(filter(None, [ends, count if seeds else ""]))
+    return f"{text}{of} ({inside})" if inside else f"{text}{of}"
+
+
+def _points(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}"
+
+
+def _seeds_at_target(row: Row) -> str:
+    return f"{row['seeds_at_target']} of {row['seeds']} seeds"
+
+
+def _ratios(text: str) -> str:
+    return " -> ".join(percent(float(ratio)) for ratio in text.split(" -> "))
+
+
+# --- pages --------------------------------------------------------------------------------------------------
+
+
+def comparison_blocks(params: Params, summary: pd.DataFrame, metric: str, figures: Sequence[str]) -> list[str]:
+    """The blocks below the answer to a comparison: its table, what is clear, its figures, and the details.
+
+    Args:
+        params: the settings of the comparison.
+        summary: what `analysis.summary` returns.
+        metric: the name of the distance.
+        figures: paths of the figures from the page, without the suffix; the last part of a name has a caption.
+    """
+    return [
+        result_table(params, summary, metric),
+        standing(summary, params.baseline, metric),
+        *(figure(path, params) for path in figures),
+        details_table(params, summary, metric),
+    ]
+
+
+def figure(path: str, comparison: Comparison) -> str:
+    """A figure with its caption."""
+    stem = path.rpartition("/")[2]
+    controls = " Controls are dashed." if comparison.controls else ""
+    caption = CAPTIONS[stem.rpartition("_")[2]].format(baseline=comparison.baseline, controls=controls)
+    return f"![{stem}]({path}.png)\n\n{caption}"
+
+
+def definitions(comparison: Comparison, metric: str, times: StepTimes, measured_with: Row) -> str:
+    """What the numbers mean, once a page."""
+    return DEFINITIONS.format(
+        metric=metric,
+        stand_in="" if metric == "fid" else f" (`{metric}` is a stand-in, not FID)",
+        machine=times.machine,
+        setup=_setup(measured_with),
+        control=CONTROL if comparison.controls else "",
+    )
+
+
+def in_numbers(folder: str, names: Sequence[str]) -> str:
+    """Links to the tables in a folder beside the page."""
+    return "In numbers: " + ", ".join(f"[{name}]({folder}/{name})" for name in names) + "."
+
+
+def _setup(row: Row) -> str:
+    """How the distances were measured: a distance means nothing without it."""
+    eta = f", eta {row['eta']:g}" if row["sampler"] == "ddim" else ""
     return (
-        f"**{_heading(paid, masked)}** `{base['arm']}`'s final held-out loss is {four_digits(base['heldout_loss'])}: "
-        f"{clauses}.{already} {_distance_sentence(arms, masked, paid, base)}"
+        f"extractor {row['extractor']} at {row['input_size']} px; {row['samples']:,} samples against "
+        f"{row['reference']:,} training images; {row['sampler']}, {row['num_inference_steps']} steps{eta}; "
+        f"{row['weights']} weights"
     )
 
 
-def caution(params: Params, arms: pd.DataFrame) -> str:
-    """What the numbers of a single run cannot show."""
-    metric = distance_metric(arms)
-    sentence = f"One seed ({params.seed}) an arm, hence no confidence interval: a small difference may be chance"
-    if metric != "fid":
-        sentence += f"; `{metric}` is a stand-in, not FID, and compares only with rows measured in the same way"
-    return f"{sentence}; seconds are those of one machine."
-
-
-def _heading(paid: set[str], masked: list[Row]) -> str:
-    if len(paid) == len(masked):
-        return "By held-out loss, masked pre-training paid at this budget."
-    if not paid:
-        return "By held-out loss, masked pre-training did not pay at this budget."
-    return f"By held-out loss, masked pre-training paid for {len(paid)} of {len(masked)} arms at this budget."
-
-
-def _loss_clause(arm: Row, base: Row) -> str:
-    change = _change(arm["heldout_loss_at_equal_compute"], base["heldout_loss_at_equal_compute"])
-    if math.isinf(arm["compute_to_target"]):
-        return f"`{arm['arm']}` did not reach it ({change} at equal compute)"
-    opposed = (arm["seconds_to_target"] < 1) != (arm["compute_to_target"] < 1)
-    return (
-        f"`{arm['arm']}` reached it with {percent(arm['compute_to_target'])} of `{base['arm']}`'s compute "
-        f"{'but' if opposed else 'and'} {percent(arm['seconds_to_target'])} of its seconds ({change} at equal compute)"
-    )
-
-
-def _distance_sentence(arms: pd.DataFrame, masked: list[Row], paid: set[str], base: Row) -> str:
-    metric = distance_metric(arms)
-    column = f"{metric}_at_equal_compute"
-    agree = [row["arm"] for row in masked if (row[column] < base[column]) == (row["arm"] in paid)]
-    disagree = [row["arm"] for row in masked if row["arm"] not in agree]
-    stance = "agrees" if not disagree else "disagrees"
-    if agree and disagree:
-        stance = f"agrees for {_listed(agree)} and disagrees for {_listed(disagree)}"
-    numbers = "; ".join(
-        f"`{row['arm']}` {four_digits(row[column])}, {_change(row[column], base[column])}" for row in masked
-    )
-    floor = four_digits(_by_arm(arms)[FLOOR][metric])
-    return (
-        f"The distance to real images (`{metric}` at equal compute) {stance}: "
-        f"`{base['arm']}` {four_digits(base[column])}; {numbers} ({FLOOR}: {floor})."
-    )
-
-
-def _change(value: float, base: float) -> str:
-    """`5.6 % lower`; the percentage is of `base`."""
-    return f"{100 * abs(value / base - 1):.1f} % {'lower' if value < base else 'higher'}"
-
-
-def _listed(names: list[str]) -> str:
-    quoted = [f"`{name}`" for name in names]
-    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
-
-
-def _by_arm(arms: pd.DataFrame) -> dict[str, Row]:
-    return {row["arm"]: {str(column): value for column, value in row.items()} for row in arms.to_dict("records")}
-
-
-# --- Markdown -----------------------------------------------------------------------------------------------
-
-
-def markdown(
+def default_page(
     params: Params,
     recipe: Recipe,
     dataset: Row,
-    records: Records,
+    num_parameters: int | None,
     times: StepTimes,
-    arms: pd.DataFrame,
+    summary: pd.DataFrame,
+    metric: str,
+    reference: Row,
+    measured_with: Row,
     figures: Sequence[str],
 ) -> str:
     """The whole of `report.md`.
@@ -123,77 +306,44 @@ def markdown(
         params: the settings.
         recipe: what `params.recipe` names.
         dataset: `data/prepared/dataset.json`.
-        records: the records of all training stages.
+        num_parameters: of the network; None: not known.
         times: what the seconds were made from.
-        arms: what `arms_table` returns.
-        figures: keys of `CAPTIONS`: the figures that lie beside the report, as PNG and SVG.
+        summary: what `analysis.summary` returns.
+        metric: the name of the distance.
+        reference: `records/reference.json`.
+        measured_with: what `analysis.measured_with` returns.
+        figures: as `comparison_blocks` has them.
     """
-    metric = distance_metric(arms)
-    sections = [
+    blocks = [
         f"# Does masked pre-training pay on {dataset['name']}?",
-        _compared(params, recipe, dataset, records, times),
-        f"## Answer\n\n{verdict(params, arms)}\n\n{caution(params, arms)}",
-        f"## What each arm spent\n\n{_cost_table(arms)}",
-        f"## Held-out denoising loss\n\n{_loss_table(params, arms)}",
-        f"## Distance to real images\n\n{_distance_table(params, arms)}\n\n{_setup(params, arms)}",
-        "## Figures\n\n" + "\n\n".join(_figure(name) for name in figures),
-        f"## What the columns mean\n\n{DEFINITIONS.format(baseline=params.baseline, metric=metric)}",
+        f"**{headline(params, summary, dataset['name'])}**",
+        *comparison_blocks(params, summary, metric, figures),
+        _floor(reference, metric, measured_with["samples"]),
+        _compared(params, recipe, dataset, num_parameters),
+        definitions(params, metric, times, measured_with),
+        in_numbers("default", TABLES),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
-CAPTIONS = {
-    "heldout_loss": "Held-out denoising loss against training compute. Left: the whole run, the switch from masked "
-    "pre-training to fine-tuning marked. Right: where each arm reaches the baseline's final loss.",
-    "heldout_loss_time": "The same against training time.",
-    "distances": "Distance between samples and real images against training compute; the dashed line is the distance "
-    "between two sets of real images.",
-    "distances_time": "The same against training time (interpolated between the measurements of the loss).",
-    "samples": "The first samples of each arm's last snapshot, with the same seeds in all arms, and held-out images.",
-    "masks": "The masks of pre-training on training images; removed patches are tinted (Figure 3 of the paper).",
-}
-
-DEFINITIONS = """\
-- **effective mask ratio**: the share of tokens that the mask really removes, after rounding to whole tokens or \
-blocks; `->` separates phases in sequence.
-- **compute**: FLOPs of training (forward, backward and the optimiser's own matrix products), pre-training counted in.
-- **seconds**: steps times seconds a step. One step of every phase of all arms followed on another, again and again: \
-what else ran on the machine slowed all of them alike. Reading data, measuring and saving are left out. The \
-spread is how far apart the middle half of a step's shares of a round lies: a few percent on a quiet machine.
-- **images/s**: over the whole arm, and within its pre-training and its fine-tuning, by these seconds.
-- **held-out loss**: denoising loss of the EMA weights on all tokens of a fixed set of held-out images, with fixed \
-timesteps and noise.
-- **at equal compute**: the value at the largest compute that all arms reached.
-- **compute to target**, **seconds to target**: where the best value so far first reaches `{baseline}`'s final value \
-(log-linear between measurements), as a share of all that `{baseline}` spent. *not reached*: nowhere; `inf` in the CSV.
-- **{metric}**, **kid**: Fréchet and kernel distance between features of samples and of training images; lower is \
-better. **precision**, **recall**: the share of samples near real images, and of real images near samples; higher is \
-better.
-- **real vs real**: the floor, the same measured between two disjoint sets of real images.
-
-In numbers: [arms.csv](arms.csv), [heldout_loss.csv](heldout_loss.csv), [distances.csv](distances.csv)."""
-
-
-def _compared(params: Params, recipe: Recipe, dataset: Row, records: Records, times: StepTimes) -> str:
+def _compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int | None) -> str:
     model, optimisation = params.model, recipe.optimisation
     rows, columns = params.grid
-    record, _ = find_record(records, "finetune", params.baseline)
-    count = record.params.get("num_parameters")
-    size = f", {si(count, '')} parameters" if count else ""
-    shape = "x".join(map(str, dataset["shape"]))
+    size = f", {si(num_parameters, '')} parameters" if num_parameters else ""
     return f"""\
-Masked pre-training followed by fine-tuning, against training from scratch at equal compute. \
-`dvc repro` makes this page from `params.yaml` and the run records.
+## What was compared
+
+`dvc repro` makes this page from `params.yaml` and the records of the trials.
 
 - **Data**: {dataset["name"]} ({dataset["source"]}); {dataset["train"]:,} training and {dataset["heldout"]:,} held-out \
-images of {shape}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
+images of {"x".join(map(str, dataset["shape"]))}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Network**: U-ViT, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, \
 {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
 - **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
 {recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
-- **Budget**: {si(params.budget.train_flops, "FLOPs")} of training an arm, pre-training counted in.
-- **Arms**: {_listed(list(params.arms))}; the baseline is `{params.baseline}`.
-- **Seconds**: of steps that were timed in turn ({times.machine})."""
+- **Budget**: {si(params.budget.train_flops, "FLOPs")} of training for each arm, with each of the seeds \
+{", ".join(map(str, params.seeds))}.
+- **Arms**: {listed(ordered_arms(params))}; the baseline is `{params.baseline}`."""
 
 
 def _overlap(dataset: Row) -> str:
@@ -205,93 +355,17 @@ def _overlap(dataset: Row) -> str:
     return text + (f" ({left_out:,} copies were left out)" if left_out else "")
 
 
-def _cost_table(arms: pd.DataFrame) -> str:
-    table = arms[arms["arm"] != FLOOR]
-    return _table(
-        {
-            "arm": table["arm"],
-            "pre-training masks": table["pretrain_masks"],
-            "effective mask ratio": [_ratios(text) for text in table["effective_mask_ratio"]],
-            "share of compute": _cells(table["pretrain_share"], lambda share: percent(share) if share else NOTHING),
-            "images seen": _cells(table["images_seen"], "{:,.0f}".format),
-            "compute": _cells(table["train_flops"], lambda flops: si(flops, "FLOPs")),
-            "seconds": _cells(table["train_seconds"], "{:,.0f}".format),
-            "images/s": _cells(table["images_per_second"], "{:,.0f}".format),
-            "in pre-training": _cells(table["images_per_second_pretrain"], "{:,.0f}".format),
-            "in fine-tuning": _cells(table["images_per_second_finetune"], "{:,.0f}".format),
-            "peak memory": _cells(table["peak_memory_bytes"], lambda size: si(size, "B")),
-        }
+def _floor(reference: Row, metric: str, samples: int) -> str:
+    """What the distance is between real images, and how to read it where there are fewer of them than samples."""
+    floor, images = reference["floor"], reference["floor_images"] + reference["floor_training_images"]
+    text = (
+        f"The floor, {FLOOR}: {metric} {four_digits(floor[metric])}, kid {floor['kid']:.3g}, precision "
+        f"{floor['precision']:.3g}, recall {floor['recall']:.3g}, of {images:,} against "
+        f"{reference['reference_images']:,} real images."
     )
-
-
-def _loss_table(params: Params, arms: pd.DataFrame) -> str:
-    table = arms[arms["arm"] != FLOOR]
-    return _table(
-        {
-            "arm": table["arm"],
-            "final": _cells(table["heldout_loss"], four_digits),
-            "at equal compute": _cells(table["heldout_loss_at_equal_compute"], four_digits),
-            f"against {params.baseline}": _against(params, table, "heldout_loss_at_equal_compute"),
-            "compute to target": _cells(table["compute_to_target"], percent),
-            "seconds to target": _cells(table["seconds_to_target"], percent),
-        }
-    )
-
-
-def _distance_table(params: Params, arms: pd.DataFrame) -> str:
-    metric = distance_metric(arms)
-    return _table(
-        {
-            "arm": arms["arm"],
-            metric: _cells(arms[metric], four_digits),
-            "at equal compute": _cells(arms[f"{metric}_at_equal_compute"], four_digits),
-            f"against {params.baseline}": _against(params, arms, f"{metric}_at_equal_compute"),
-            "compute to target": _cells(arms[f"{metric}_compute_to_target"], percent),
-            **{name: _cells(arms[name], "{:.3g}".format) for name in ("kid", "precision", "recall")},
-        }
-    )
-
-
-def _setup(params: Params, arms: pd.DataFrame) -> str:
-    """How the distances were measured: a distance means nothing without it."""
-    row, floor = _by_arm(arms)[params.baseline], _by_arm(arms)[FLOOR]
-    eta = f", eta {row['eta']:g}" if row["sampler"] == "ddim" else ""
+    if images >= samples:
+        return text
     return (
-        f"Extractor {row['extractor']} at {row['input_size']:.0f} px; {row['samples']:,.0f} samples against "
-        f"{row['reference']:,.0f} training images; {row['sampler']}, {row['num_inference_steps']:.0f} steps{eta}; "
-        f"{row['weights']} weights. Floor: {floor['samples']:,.0f} against {floor['reference']:,.0f} real images."
-        f"{_fewer(floor['samples'], row['samples'])}"
+        f"{text} The data set has no more images outside the reference. A Fréchet distance grows as images get fewer: "
+        f"the floor of {samples:,} real images would be lower."
     )
-
-
-def _fewer(floor: float, samples: float) -> str:
-    """How to read a floor of fewer images than there are samples; nothing where it has as many."""
-    if floor >= samples:
-        return ""
-    return (
-        " The data set has no more images outside the reference. A Fréchet distance grows as images get fewer: the "
-        f"floor of {samples:,.0f} real images would be lower."
-    )
-
-
-def _figure(name: str) -> str:
-    return f"![{name}]({name}.png)\n\n{CAPTIONS[name]} [SVG]({name}.svg)"
-
-
-def _against(params: Params, table: pd.DataFrame, column: str) -> list[str]:
-    base = _by_arm(table)[params.baseline][column]
-    return _cells(table[column], lambda value: NOTHING if value == base else f"{100 * (value / base - 1):+.1f} %")
-
-
-def _ratios(text: str) -> str:
-    return " -> ".join(percent(float(ratio)) for ratio in text.split(" -> "))
-
-
-def _cells(values: pd.Series, form: Callable[[float], str]) -> list[str]:
-    return [NOTHING if pd.isna(v) else "not reached" if v == math.inf else form(v) for v in values]
-
-
-def _table(columns: dict[str, Any]) -> str:
-    frame = pd.DataFrame(columns).replace("", NOTHING)
-    align = ["left", *["right"] * (len(columns) - 1)]
-    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)

@@ -1,4 +1,10 @@
-"""The figures of the report, from tables, samples and drawn masks."""
+"""The pages with their tables and figures: read what the stages left, analyse it, write."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -6,50 +12,136 @@ from matplotlib.figure import Figure
 
 from maskdm.config.masks import effective_mask_ratio, mask_name
 from maskdm.config.params import Params
+from maskdm.config.reading import load_block, load_params, load_recipe
+from maskdm.config.study import DEFAULT, Part, Parts
 from maskdm.datasets.prepared import PreparedData
-from maskdm.reporting import figures
+from maskdm.reporting import analysis, figures, page, study_sections
+from maskdm.reporting.analysis import Records
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import reading
-from maskdm.runtime.paths import ROOT
-from maskdm.runtime.units import percent
+from maskdm.runtime.files import reading, write_csv, write_text
+from maskdm.runtime.paths import (
+    PREPARED,
+    REFERENCE_RECORD,
+    ROOT,
+    STEP_TIME,
+    STUDY,
+    STUDY_REPORTS,
+    STUDY_STEP_TIME,
+    stage_folder,
+)
+from maskdm.runtime.units import percent, si
+from maskdm.tracking.records import StepTimes, distance_metric, read_records, read_step_times
 
+REPORTS = ROOT / "reports"
 MASKS = ROOT / "runs" / "masks.npz"
 WRITTEN = "`dvc repro` writes it"
 PANEL = 64  # images of a sample grid
 MASKED_IMAGES = 10  # columns of the figure of the masks
+TABLES = ("arms", "trials", "curves")  # of the study
 
 
-def draw(params: Params, data: PreparedData, losses: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Figure]:
-    """The figures by name, in the order of the report."""
-    colors = figures.arm_colors(list(params.arms), params.baseline)
-    costs = {"": "train_flops", "_time": "train_seconds"}
+@dataclass(frozen=True)
+class Analysed:
+    """A comparison and what its trials say."""
+
+    name: str
+    params: Params
+    dataset: str  # its name
+    metric: str  # the name of the distance
+    measured_with: dict[str, Any]  # of `analysis.measured_with`
+    curves: pd.DataFrame
+    trials: pd.DataFrame
+    arms: pd.DataFrame  # of `analysis.summary`
+
+    def draw(self, prefix: str = "") -> dict[str, Figure]:
+        """The figures by name; `curves` needs samples that were judged along the way."""
+        arms = analysis.ordered_arms(self.params)
+        colors = figures.arm_colors(arms, self.params.baseline, self.params.controls)
+        found = {}
+        with figures.style():
+            if len(self.params.budget.snapshots) > 1 or self.name == DEFAULT:
+                found[f"{prefix}curves"] = figures.curves(self.curves, colors, self.params, self.metric)
+            found[f"{prefix}against"] = figures.against(self.arms, self.trials, colors, self.params, self.metric)
+        return found
+
+
+def analyse(
+    name: str, params: Params, records: Records, times: StepTimes, reference: Mapping[str, Any] = {}
+) -> Analysed:
+    """Everything that the records say of one comparison.
+
+    Raises:
+        MaskDMError: a trial has no record, was measured in another way than the others, or was not timed.
+    """
+    curves = analysis.curves(name, params, records, times)
+    measured_with = analysis.measured_with(name, params, records, reference)
+    trials = analysis.trials(name, params, records, curves)
+    record, _ = analysis.find_trial(name, params.baseline, params.seeds[0], records)
+    metric = distance_metric(record.history[-1])
+    return Analysed(
+        name, params, str(record.data["name"]), metric, measured_with, curves, trials, analysis.summary(trials)
+    )
+
+
+# --- the default comparison ---------------------------------------------------------------------------------
+
+
+def write_default() -> list[Path]:
+    """Write `reports/report.md` and `reports/default/`; returns the page and its figures.
+
+    Raises:
+        MaskDMError: a file is missing or damaged, or does not fit the others.
+    """
+    params = load_params(ROOT / "params.yaml")
+    data, recipe = PreparedData.open(PREPARED), load_recipe(params.recipe, ROOT)
+    records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
+    with reading(REFERENCE_RECORD, WRITTEN):
+        reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
+    found = analyse(DEFAULT, params, records, times, reference)
+    drawn = found.draw()
     with figures.style():
-        return {
-            **{
-                f"heldout_loss{suffix}": figures.heldout_loss(losses, colors, params.baseline, cost)
-                for suffix, cost in costs.items()
-            },
-            **{f"distances{suffix}": figures.distances(measured, colors, cost) for suffix, cost in costs.items()},
-            "samples": figures.sample_grids(read_samples(params, data)),
-            **draw_masks(params, data),
-        }
+        drawn |= {"samples": figures.sample_grids(read_samples(params, data)), "masks": draw_masks(params, data)}
+    record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], records)
+    text = page.default_page(
+        params,
+        recipe,
+        data.info,
+        record.params.get("num_parameters"),
+        times,
+        found.arms,
+        found.metric,
+        reference,
+        found.measured_with,
+        [f"{DEFAULT}/{name}" for name in drawn],
+    )
+
+    folder = REPORTS / DEFAULT
+    for name, figure in drawn.items():
+        figures.save(figure, folder / name)
+    tables = {"arms": found.arms, "curves": found.curves, "trials": found.trials, "means": analysis.means(found.curves)}
+    for name, frame in tables.items():
+        write_csv(folder / f"{name}.csv", frame)
+    for arm, numbers in analysis.metrics(found.arms, found.metric).items():  # a row each in `dvc metrics show`
+        write_text(folder / "metrics" / f"{arm}.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    write_text(REPORTS / "report.md", text)
+    return [REPORTS / "report.md", *(folder / f"{name}.png" for name in drawn)]
 
 
 def read_samples(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
-    """The samples of each arm, and as many held-out images.
+    """The samples of each arm with the first seed, and as many held-out images.
 
     Raises:
         MaskDMError: an arm has no samples.
     """
     panels = {}
-    for arm in params.arms:
-        path = ROOT / "runs" / "evaluate" / arm / "samples.npy"
+    for arm in analysis.ordered_arms(params):
+        path = stage_folder("evaluate", arm, params.seeds[0]) / "samples.npy"
         with reading(path, WRITTEN):
             panels[arm] = np.load(path)[:PANEL]
     return panels | {"real, held out": data.heldout[:PANEL]}
 
 
-def draw_masks(params: Params, data: PreparedData) -> dict[str, Figure]:
+def draw_masks(params: Params, data: PreparedData) -> Figure:
     """Whole training images, and below them what every mask of the settings leaves visible.
 
     Raises:
@@ -58,15 +150,69 @@ def draw_masks(params: Params, data: PreparedData) -> dict[str, Figure]:
     kept: dict[str, np.ndarray] = {}
     with reading(MASKS, WRITTEN), np.load(MASKS) as file:
         masks = dict(file)
-    for key, phases in params.pretrain.items():
-        for index, phase in enumerate(phases):
-            name = f"{key}/{index}"
-            if name not in masks:
-                raise MaskDMError(f"{MASKS}: {name} is missing; `dvc repro` writes it")
-            removed = percent(effective_mask_ratio(phase.mask, params.grid))
-            title = key if len(phases) == 1 else f"{key}, phase {index + 1}"
-            kept[f"{title}: {mask_name(phase.mask)} (effective: {removed})"] = masks[name]
-    if not kept:
-        return {}
-    images = data.train[:MASKED_IMAGES]
-    return {"masks": figures.masks(images, {title: mask[: len(images)] for title, mask in kept.items()})}
+    for arm, phases in params.arms.items():
+        masked = [(index, phase.mask) for index, phase in enumerate(phases) if phase.mask]
+        for index, mask in masked:
+            if f"{arm}/{index}" not in masks:
+                raise MaskDMError(f"{MASKS}: {arm}/{index} is missing; {WRITTEN}")
+            title = arm if len(masked) == 1 else f"{arm}, phase {index + 1}"
+            removed = percent(effective_mask_ratio(mask, params.grid))
+            kept[f"{title}: {mask_name(mask)} (removed: {removed})"] = masks[f"{arm}/{index}"][:MASKED_IMAGES]
+    return figures.masks(data.train[:MASKED_IMAGES], kept)
+
+
+# --- the study ----------------------------------------------------------------------------------------------
+
+
+def write_study() -> None:
+    """Write `reports/study.md` and `reports/study/`, of the parts that were run.
+
+    Raises:
+        MaskDMError: a file is missing or damaged, or does not fit the others.
+    """
+    default, parts = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root
+    records, times = read_records(ROOT, ("study",)), read_step_times(STUDY_STEP_TIME)
+    params = {name: part.params(default) for name, part in parts.items()}
+    done = [
+        analyse(name, own, records, times) for name, own in params.items() if analysis.is_complete(name, own, records)
+    ]
+    answers = [write_part(parts[found.name], found) for found in done]
+    if done:
+        tables = {found.name: found.trials for found in done}
+        answers.append(study_sections.agreement_answer({found.name: found.params for found in done}, tables))
+        for name in TABLES:
+            write_csv(STUDY_REPORTS / f"{name}.csv", pd.concat([getattr(found, name) for found in done]))
+    answers += write_others()
+    blocks = [
+        study_sections.HEAD,
+        "\n".join(f"- {answer.in_short}" for answer in answers),
+        *(answer.section for answer in answers),
+        study_sections.missing([name for name in parts if name not in {found.name for found in done}]),
+        page.definitions(done[0].params, done[0].metric, times, done[0].measured_with) if done else "",
+        page.in_numbers("study", [f"{name}.csv" for name in TABLES]) if done else "",
+    ]
+    write_text(REPORTS / "study.md", "\n\n".join(filter(None, blocks)) + "\n")
+
+
+def write_part(part: Part, found: Analysed) -> page.Answer:
+    """Write the figures of a part; returns what the page says of it."""
+    drawn = found.draw(f"{found.name}_")
+    for name, figure in drawn.items():
+        figures.save(figure, STUDY_REPORTS / name)
+    budget, seeds = found.params.budget.train_flops, ", ".join(map(str, found.params.seeds))
+    blocks = [
+        f"The paper: {part.paper}",
+        *page.comparison_blocks(found.params, found.arms, found.metric, [f"study/{name}" for name in drawn]),
+        f"{si(budget, 'FLOPs')} an arm; seeds {seeds}; part `{found.name}`.",
+    ]
+    return page.answer(part.question, page.headline(found.params, found.arms, found.dataset), blocks)
+
+
+def write_others() -> list[page.Answer]:
+    """What the page says of the tables of other stages, as far as they are there."""
+    paths = {STUDY_REPORTS / file: write for file, write in study_sections.OTHERS.items()}
+    found = {path: pd.read_csv(path) for path in paths if path.is_file()}
+    if (path := STUDY_REPORTS / "throughput.csv") in found:
+        with figures.style():
+            figures.save(figures.throughput(found[path]), STUDY_REPORTS / "throughput")
+    return [paths[path](table) for path, table in found.items()]

@@ -65,11 +65,10 @@ def _to_target(record: Record, scratch: dict[str, Any]) -> float:
 
 
 def _masks(record: Record) -> str:
-    params = record.params
-    if params["pretrain.mask.strategy"] == "none":
-        return "-"
-    side = params["pretrain.mask.size"]
-    return f"{side}x{side} blocks, {percent(params['pretrain.mask.ratio'])}"
+    """The mask of the first phase in words: confirmed are the paper's default and scratch."""
+    names = ("strategy", "size", "ratio")
+    strategy, side, ratio = (str(record.params[f"mask.{name}"]).split(" -> ")[0] for name in names)
+    return "-" if strategy == "none" else f"{side}x{side} blocks, {percent(float(ratio))}"
 
 
 def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best: str, figures: Sequence[str]) -> str:
@@ -89,7 +88,7 @@ def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best
         "\n\n".join(
             [
                 "# The search for a pre-training",
-                f"{len(trials)} trials of {si(settings.train_flops, 'FLOPs')} each, all with seed {params.seed}; "
+                f"{len(trials)} trials of {si(settings.train_flops, 'FLOPs')} each, all with seed {settings.seed}; "
                 f"pruned, after their masked phases: {pruned}. The best:",
                 f"```yaml\n{best.strip()}\n```",
                 "## With other seeds",

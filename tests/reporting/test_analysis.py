@@ -1,3 +1,5 @@
+"""Statistics of comparisons on records with known curves."""
+
 import math
 from dataclasses import replace
 from random import Random
@@ -8,12 +10,27 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from maskdm.config.params import Params
 from maskdm.reporting import analysis, page
+from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, interval, rank_agreement
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import Machine
-from tests.comparison import BUDGET, COST, REFERENCE, SPEED, frames, make_records, make_times, settings
+from tests.comparison import (
+    BUDGET,
+    NOISE,
+    POINTS,
+    REDUCTION,
+    REFERENCE,
+    SPEED,
+    analysed,
+    make_records,
+    make_times,
+    settings,
+)
+
+ORDER = ["scratch", "patch90", "block90", "control", "crop3"]  # the control below its arm
 
 
 @pytest.fixture
@@ -21,7 +38,7 @@ def params() -> Params:
     return Params.model_validate(settings())
 
 
-# --- statistics of one curve ----------------------------------------------------------------------------------
+# --- statistics -------------------------------------------------------------------------------------------------
 
 
 def test_the_target_is_interpolated_log_linearly() -> None:
@@ -63,62 +80,120 @@ def test_a_value_outside_the_curve_is_unknown() -> None:
     assert math.isnan(analysis.value_at([1, 2], [4.0, 1.0], 2.5))
 
 
-# --- frames -----------------------------------------------------------------------------------------------------
+@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=8).filter(lambda values: np.std(values) > 1e-6))
+def test_the_interval_is_that_of_the_t_test(values: list[float]) -> None:
+    known = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((known.low, known.high), abs=1e-9)
 
 
-def test_pre_training_and_fine_tuning_make_one_curve(params: Params) -> None:
-    losses = analysis.heldout_losses(params, make_records(params), make_times(params))
-    for arm, curve in losses.groupby("arm"):
-        assert (
-            curve[["images_seen", "train_flops", "train_seconds"]]
-            .apply(lambda column: column.is_monotonic_increasing)
-            .all()
-        )
-        assert curve["train_flops"].iloc[-1] == pytest.approx(BUDGET)
-        assert curve["train_seconds"].iloc[-1] == pytest.approx(BUDGET / SPEED)
-        assert list(curve["stage"].unique()) == (["finetune"] if arm == "scratch" else ["pretrain", "finetune"])
+def test_an_interval_of_one_value_is_unknown_and_one_with_an_infinity_is_open_above() -> None:
+    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert all(math.isnan(end) for end in interval([1.0]))
+    assert all(math.isnan(end) for end in interval([1.0, math.nan, 2.0]))
+    assert interval([0.9, math.inf, 0.8]) == (0.8, math.inf)
 
 
-def test_a_missing_record_is_named(params: Params) -> None:
-    records = [pair for pair in make_records(params) if (pair[0].stage, pair[0].key) != ("finetune", "crop3")]
-    with pytest.raises(MaskDMError, match=r"^records/finetune/crop3\.json: no such file"):
-        analysis.heldout_losses(params, records, make_times(params))
+@pytest.mark.parametrize("seeds", [2, 4, 6])
+def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
+    random = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (interval(random.normal(size=seeds).tolist()) for _ in range(2000))]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_seeds_that_rank_alike_agree_wholly_and_opposite_ones_not_at_all() -> None:
+    arms = ["a", "b", "c"]
+    alike = pd.DataFrame([{"arm": arm, "seed": s, "x": place + s} for s in (1, 2) for place, arm in enumerate(arms)])
+    opposed = pd.DataFrame([{"arm": arm, "seed": s, "x": place * s} for s in (1, -1) for place, arm in enumerate(arms)])
+    # Of the 3! rankings of the second seed one is that of the first, and every one agrees at least as much as none.
+    assert rank_agreement(alike, "x") == pytest.approx((1, 1 / 6))
+    assert rank_agreement(opposed, "x") == pytest.approx((0, 1))
+    assert all(math.isnan(found) for found in rank_agreement(alike[alike["seed"] == 1], "x"))
+
+
+def test_the_agreement_of_the_seeds_is_that_of_friedmans_test() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(12, 6)) + 0.3 * np.arange(6)  # as many seeds as chi-squared is good for
+    table = pd.DataFrame(values).melt(ignore_index=False, var_name="arm", value_name="x").reset_index(names="seed")
+    agreement, chance = rank_agreement(table, "x")
+    friedman = stats.friedmanchisquare(*values.T)
+    assert agreement == pytest.approx(friedman.statistic / (12 * 5))
+    assert chance == pytest.approx(friedman.pvalue, abs=0.01)
+
+
+# --- curves -----------------------------------------------------------------------------------------------------
+
+
+def test_curves_hold_losses_and_judged_snapshots_of_all_phases(params: Params) -> None:
+    measured = analysed(params).curves
+    assert measured["arm"].unique().tolist() == ORDER
+    assert set(measured["comparison"]) == {"default"}
+    for (arm, _), own in measured.groupby(["arm", "seed"]):
+        losses, judged = own.dropna(subset="heldout_loss"), own.dropna(subset="distance")
+        assert (len(losses), len(judged)) == (POINTS, 3)
+        assert losses["phase"].unique().tolist() == ([0] if arm == "scratch" else [0, 1])
+        assert losses["train_seconds"].to_numpy() == pytest.approx(losses["train_flops"].to_numpy() / SPEED)
+        # The first snapshot lies in pre-training: its time is that of the loss curve there.
+        assert judged["train_seconds"].to_numpy() == pytest.approx(judged["train_flops"].to_numpy() / SPEED)
+
+
+def test_a_missing_trial_is_named(params: Params) -> None:
+    records = [pair for pair in make_records(params) if pair[0].key != "crop3/2"]
+    says = r"^records/default/crop3\.jsonl: crop3 with seed 2 is missing; `dvc repro` trains it$"
+    with pytest.raises(MaskDMError, match=says):
+        analysed(params, records)
+    assert not analysis.is_complete("default", params, records)
+    assert analysis.is_complete("default", params, make_records(params))
+    of_a_part = make_records(params, name="part")
+    assert analysis.is_complete("part", params, of_a_part)
+    assert not analysis.is_complete("part", params, of_a_part[1:])
+    for name in ("default", "other"):
+        assert not analysis.is_complete(name, params, of_a_part)
+    says = r"^records/study/other\.jsonl: scratch with seed 1 is missing; `dvc repro study/dvc\.yaml:part@other`"
+    with pytest.raises(MaskDMError, match=says):
+        analysis.find_trial("other", "scratch", 1, of_a_part)
 
 
 def test_a_phase_that_was_not_timed_is_named(params: Params) -> None:
     times = make_times(params)
-    for seconds in ({**times.seconds, "crop3": [1.0]}, {}):
-        phase = 0 if "crop3" not in seconds else 1
-        arm = "crop3" if phase else "scratch"
-        with pytest.raises(MaskDMError, match=rf"^step time of {arm}, phase {phase}: not measured; the stage"):
-            analysis.heldout_losses(params, make_records(params), replace(times, seconds=seconds))
+    for arm, phase, seconds in (("scratch", 0, {}), ("crop3", 1, {**times.seconds, "default/crop3": [1.0]})):
+        with pytest.raises(MaskDMError, match=rf"^step time of default/{arm}, phase {phase}: not measured; the stage"):
+            analysed(params, times=replace(times, seconds=seconds))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0, None])
-def test_a_loss_that_is_no_positive_number_is_named(params: Params, value: float | None) -> None:
+@pytest.mark.parametrize(("row", "name"), [(3, "heldout_loss"), (-1, "fd_effnet_lite0")])
+def test_what_is_no_positive_number_is_named(params: Params, row: int, name: str, value: float | None) -> None:
     records = make_records(params)
-    analysis.find_record(records, "pretrain", "patch90")[0].history[3]["heldout_loss"] = value
-    with pytest.raises(MaskDMError, match=r"^records/pretrain/patch90\.json: heldout_loss="):
-        analysis.heldout_losses(params, records, make_times(params))
+    analysis.find_trial("default", "patch90", 3, records)[0].history[row][name] = value
+    with pytest.raises(MaskDMError, match=rf"^records/default/patch90\.jsonl: patch90/3: {name}={value}; allowed"):
+        analysed(params, records)
 
 
-def test_an_arm_without_measurements_is_named(params: Params) -> None:
+@pytest.mark.parametrize(("kept", "what"), [(slice(POINTS, None), "held-out loss"), (slice(0, POINTS), "snapshot")])
+def test_a_trial_without_measurements_is_named(params: Params, kept: slice, what: str) -> None:
     records = make_records(params)
-    analysis.find_record(records, "finetune", "scratch")[0].history.clear()
-    with pytest.raises(MaskDMError, match=r"^records/finetune/scratch\.json"):
-        analysis.heldout_losses(params, records, make_times(params))
+    history = analysis.find_trial("default", "scratch", 1, records)[0].history
+    history[:] = history[kept]
+    with pytest.raises(MaskDMError, match=rf"^records/default/scratch\.jsonl: scratch/1: no {what} was measured"):
+        analysed(params, records)
 
 
-def test_every_distance_says_how_it_was_measured(params: Params) -> None:
-    _, measured, arms = frames(params, make_records(params))
-    for table in (measured, arms):
-        assert table.loc[table["arm"] != analysis.FLOOR, analysis.SETUP].notna().all(axis=None)
-        assert table["arm"].iloc[-1] == analysis.FLOOR
-        assert table["fd_effnet_lite0"].iloc[-1] == REFERENCE["floor"]["fd_effnet_lite0"]
-        assert table[["extractor", "samples", "reference"]].iloc[-1].tolist() == ["effnet_lite0", 1000, 10000]
+def test_samples_and_the_floor_are_measured_alike(params: Params) -> None:
+    records, times = make_records(params), make_times(params)
+    found = analysis.measured_with("default", params, records)
+    assert set(found) == set(analysis.SETUP)
+    curves = analysis.curves("default", params, records, times)
+    assert analysis.trials("default", params, records, curves)["distance"].notna().all()
+    says = r"scratch/1: extractor=effnet_lite0; allowed: inception, as in records/reference\.json$"
+    with pytest.raises(MaskDMError, match=says):
+        analysis.measured_with("default", params, records, {**REFERENCE, "extractor": "inception"})
+    analysis.find_trial("default", "block90", 2, records)[0].history[-1]["num_inference_steps"] = 50
+    says = r"^records/default/block90\.jsonl: block90/2: num_inference_steps=50; allowed: 25, as in the other trials$"
+    with pytest.raises(MaskDMError, match=says):
+        analysis.measured_with("default", params, records)
 
 
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=5, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_no_wall_time_moves_a_number_or_a_word(random: Random) -> None:
     """The machine may have been busy with other things during any of the trainings, or its times be lost."""
@@ -136,92 +211,133 @@ def test_no_wall_time_moves_a_number_or_a_word(random: Random) -> None:
 
     params = Params.model_validate(settings())
     records = make_records(params)
-    distorted = [(record, busy(machine)) for record, machine in records]
-    for usual, found in zip(frames(params, records), frames(params, distorted), strict=True):
-        columns = [column for column in usual if column != "peak_memory_bytes"]
-        pd.testing.assert_frame_equal(usual[columns], found[columns])
-    assert page.verdict(params, found) == page.verdict(params, usual)
+    usual, found = analysed(params, records), analysed(params, [(record, busy(own)) for record, own in records])
+    for name in ("curves", "trials", "arms"):
+        one, other = getattr(usual, name), getattr(found, name)
+        columns = [column for column in one if not column.startswith("peak_memory_bytes")]
+        pd.testing.assert_frame_equal(one[columns], other[columns])
+    assert page.headline(params, found.arms, "squares") == page.headline(params, usual.arms, "squares")
 
 
-def test_a_snapshot_in_pre_training_has_its_time_from_the_loss_curve(params: Params) -> None:
-    _, measured, _ = frames(params, make_records(params))
-    early = measured[measured["fraction"] == 0.2]  # pre-training takes a quarter
-    assert early["train_seconds"].to_numpy() == pytest.approx(0.2 * BUDGET / SPEED)
+# --- trials -----------------------------------------------------------------------------------------------------
 
 
-def test_a_floor_of_another_extractor_is_an_error(params: Params) -> None:
+def test_a_trial_is_compared_with_the_baseline_of_its_seed(params: Params) -> None:
+    records = make_records(params, spread=0)
+    table = analysed(params, records).trials.set_index(["arm", "seed"])
+    assert table.index.tolist() == [(arm, seed) for arm in ORDER for seed in NOISE]
+    for arm in ORDER:
+        own = table.loc[arm]
+        assert own[f"heldout_loss{AGAINST}"].to_numpy() == pytest.approx(REDUCTION[arm])
+        reached = REDUCTION[arm] ** 4 if REDUCTION[arm] <= 1 else math.inf  # loss ~ compute^-1/4
+        for cost in ("compute_to_target", "seconds_to_target"):
+            assert own[cost].to_numpy() == pytest.approx(reached, abs=1e-3)
+    assert table[f"heldout_loss{AGAINST_CONTROL}"]["block90"].to_numpy() == pytest.approx(0.94 / 0.99)
+    assert table[f"heldout_loss{AGAINST_CONTROL}"]["patch90"].isna().all()
+
+
+def test_a_baseline_that_rises_at_its_end_is_held_to_the_same_measure(params: Params) -> None:
     records = make_records(params)
-    losses = analysis.heldout_losses(params, records, make_times(params))
-    with pytest.raises(
-        MaskDMError, match=r"^records/evaluate/scratch\.json: extractor=effnet_lite0; allowed: inception"
-    ):
-        analysis.distances(params, records, {**REFERENCE, "extractor": "inception"}, losses)
+    history = analysis.find_trial("default", "scratch", 1, records)[0].history
+    history[POINTS - 1]["heldout_loss"] = history[POINTS - 11]["heldout_loss"]
+    table = analysed(params, records).trials.set_index(["arm", "seed"])
+    assert table.loc[("scratch", 1), "compute_to_target"] == 1
+    level = REDUCTION["block90"] * (1 - 0.0015 * 2)
+    assert table.loc[("block90", 1), "compute_to_target"] == pytest.approx(level**4, abs=2e-3)
 
 
-# --- the table of arms --------------------------------------------------------------------------------------------
+def test_trials_are_found_by_arm_and_seed_whatever_their_key_ends_with(params: Params) -> None:
+    records = [
+        (replace(record, key=f"part/{i}"), own) for i, (record, own) in enumerate(make_records(params, name="part"))
+    ]
+    found = analysis.curves("part", params, records, make_times(params, "part"))
+    pd.testing.assert_frame_equal(found.assign(comparison="default"), analysed(params).curves)
 
 
-def test_the_table_of_arms_has_the_known_numbers(params: Params) -> None:
-    arms = frames(params, make_records(params))[2].set_index("arm")
-    scratch, block = arms.loc["scratch"], arms.loc["block90"]
-    assert (
-        scratch["compute_to_target"]
-        == scratch["seconds_to_target"]
-        == scratch["fd_effnet_lite0_compute_to_target"]
-        == 1
+def test_slower_steps_move_the_seconds_and_not_the_compute(params: Params) -> None:
+    usual, slow = (
+        analysed(params, times=make_times(params, block90=slower)).arms.set_index("arm").loc["block90"]
+        for slower in (1.0, 1.5)
     )
-    assert block["compute_to_target"] == pytest.approx(0.94**4, abs=1e-3)  # loss ~ compute^-1/4
-    assert block["seconds_to_target"] == pytest.approx(block["compute_to_target"])
-    assert block["heldout_loss_at_equal_compute"] == pytest.approx(0.94 * scratch["heldout_loss"])
-    assert block["images_per_second"] == pytest.approx(block["images_seen"] / 450)
-    assert block["images_per_second_pretrain"] == pytest.approx(SPEED / COST["pretrain"], rel=1e-5)
-    assert block["images_per_second_finetune"] == pytest.approx(SPEED / COST["finetune"], rel=1e-5)
-    assert arms["images_per_second_pretrain"].notna().tolist() == [False, True, True, True, False]
-    assert block["peak_memory_bytes"] == 900_000_000
-    assert arms.loc["crop3", "compute_to_target"] == math.inf
-    assert arms["effective_mask_ratio"].tolist()[:4] == ["0", "0.90625", "0.875", "0.859375"]
+    assert slow["compute_to_target"] == usual["compute_to_target"]
+    for column in ("seconds_to_target", "train_seconds"):
+        assert slow[column] == pytest.approx(1.5 * usual[column])
+    assert slow["images_per_second"] == pytest.approx(usual["images_per_second"] / 1.5)
+    assert usual["images_per_second"] == pytest.approx(1e5 / (BUDGET / SPEED))
+
+
+# --- arms -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_arms_has_means_and_t_intervals(params: Params) -> None:
+    found = analysed(params)
+    arms = found.arms.set_index("arm")
+    assert arms.index.tolist() == ORDER
+    for arm, own in found.trials.groupby("arm"):
+        for measure in (f"heldout_loss{AGAINST}", f"distance{AGAINST}", "heldout_loss"):
+            known = stats.ttest_1samp(own[measure], 0).confidence_interval(0.95)
+            ends = [arms[f"{measure}{end}"][arm] for end in ("", "_low", "_high")]
+            expected = [own[measure].mean(), known.low, known.high]
+            assert ends == pytest.approx([1, 1, 1] if arm == "scratch" and AGAINST in measure else expected)
+    assert set(arms["seeds"]) == {4}
+    assert arms["seeds_at_target"].tolist() == [4, 4, 4, 4, 0]
+    assert arms["compute_to_target"]["crop3"] == arms["compute_to_target_high"]["crop3"] == math.inf
+    assert arms["effective_mask_ratio"].tolist() == ["0", "0.90625", "0.875", "0", "0.859375"]
+    assert arms["mask_share"].tolist() == [0, 0.25, 0.25, 0, 0.25]
+    assert arms["batch_size"].tolist()[:3] == ["64", "256 -> 64", "256 -> 64"]
+    assert set(arms["peak_memory_bytes"]) == {900_000_000}
 
 
 def test_phases_in_sequence_are_told_apart() -> None:
     staged = settings()
-    staged["pretrain"]["block90"].append(
-        {"mask": {"strategy": "block", "ratio": 0.5, "block": 2}, "share": 0.25, "batch_size": 64}
-    )
+    second = {"mask": {"strategy": "block", "ratio": 0.5, "block": 2}, "share": 0.25, "batch_size": 64}
+    staged["arms"]["patch90"].insert(1, second)
     params = Params.model_validate(staged)
-    losses, _, arms = frames(params, make_records(params))
-    row = arms.set_index("arm").loc["block90"]
-    assert row["effective_mask_ratio"] == "0.875 -> 0.5"
-    assert row["pretrain_masks"] == "2x2 blocks, 90 % -> 2x2 blocks, 50 %"
-    assert row["pretrain_share"] == 0.5
-    assert losses.loc[losses["arm"] == "block90", "phase"].unique().tolist() == [0, 1, 2]
+    found = analysed(params)
+    row = found.arms.set_index("arm").loc["patch90"]
+    assert row["effective_mask_ratio"] == "0.90625 -> 0.5"
+    assert row["masks"] == "patch-wise, 90 % -> 2x2 blocks, 50 %"
+    assert row["mask_share"] == 0.5
+    phases = found.curves.loc[found.curves["arm"] == "patch90", "phase"]
+    assert phases.dropna().unique().tolist() == [0, 1, 2]
 
 
-def test_equal_compute_is_what_all_arms_reached(params: Params) -> None:
-    records = make_records(params)
-    for stage in ("finetune", "evaluate"):
-        del analysis.find_record(records, stage, "patch90")[0].history[-1]
-    arms = frames(params, records)[2].set_index("arm")
-    assert arms.loc["scratch", "heldout_loss_at_equal_compute"] == pytest.approx(0.0806 * (39 / 40) ** -0.25)
-    assert arms.loc["scratch", "fd_effnet_lite0_at_equal_compute"] == pytest.approx(920 / 0.6**0.5)
+def test_with_one_seed_there_are_no_intervals() -> None:
+    params = Params.model_validate(settings() | {"seeds": [1]})
+    arms = analysed(params).arms
+    assert arms[[column for column in arms if str(column).endswith(("_low", "_high"))]].isna().all(axis=None)
+    assert arms[f"heldout_loss{AGAINST}"].tolist() == pytest.approx([REDUCTION[arm] for arm in ORDER])
 
 
-def test_single_snapshots_a_little_apart_are_compared(params: Params) -> None:
-    records = make_records(params)
-    for arm, excess in (("scratch", 0.0), ("block90", 1e-3)):
-        history = analysis.find_record(records, "evaluate", arm)[0].history
-        del history[:-1]
-        history[0]["train_flops"] *= 1 + excess
-    arms = frames(params, records)[2].set_index("arm")
-    assert arms.loc["block90", "fd_effnet_lite0_at_equal_compute"] == pytest.approx(842)
+def test_a_mean_curve_is_the_mean_of_its_seeds_at_equal_cost(params: Params) -> None:
+    measured, mean = analysed(params).curves, np.mean(list(NOISE.values()))
+    for cost, budget in (("train_flops", BUDGET), ("train_seconds", BUDGET / SPEED)):
+        curve = analysis.mean_curve(measured, "scratch", "heldout_loss", cost)
+        assert curve[cost].iloc[[0, -1]].tolist() == pytest.approx([budget / POINTS, budget])
+        assert curve["mean"].iloc[-1] == pytest.approx(0.0806 * mean)
+        known = stats.ttest_1samp([0.0806 * noise for noise in NOISE.values()], 0).confidence_interval(0.95)
+        assert curve[["low", "high"]].iloc[-1].tolist() == pytest.approx([known.low, known.high])
+    assert len(analysis.mean_curve(measured, "scratch", "distance", "train_flops")) == 3
 
 
-def test_slower_steps_move_the_seconds_to_the_target_and_not_the_compute(params: Params) -> None:
-    records = make_records(params)
-    usual, slow = (
-        frames(params, records, make_times(params, **slower))[2].set_index("arm").loc["block90"]
-        for slower in ({}, {"block90": 1.5})
-    )
-    assert slow["compute_to_target"] == usual["compute_to_target"]
-    assert slow["seconds_to_target"] == pytest.approx(1.5 * usual["seconds_to_target"])
-    assert slow["train_seconds"] == pytest.approx(1.5 * usual["train_seconds"])
-    assert slow["images_per_second"] == pytest.approx(usual["images_per_second"] / 1.5)
+def test_the_means_of_all_arms_lie_on_one_grid_of_compute(params: Params) -> None:
+    measured = analysed(params).curves
+    table = analysis.means(measured)
+    assert table["arm"].unique().tolist() == ORDER
+    for _, own in table.groupby("arm"):
+        assert own["tflops"].to_numpy() == pytest.approx(np.linspace(0.9, 36, analysis.GRID))
+        assert own["seconds"].to_numpy() == pytest.approx(own["tflops"].to_numpy() * 1e12 / SPEED)
+        assert (own["heldout_loss_low"] < own["heldout_loss"]).all()
+        assert (own["heldout_loss"] < own["heldout_loss_high"]).all()
+    assert table.notna().all(axis=None)
+
+
+def test_the_metrics_are_plain_numbers(params: Params) -> None:
+    arms = analysed(params, crop3=0.999).arms  # one that some seeds bring to the target
+    found = analysis.metrics(arms, "fd_effnet_lite0")
+    assert list(found) == ORDER
+    assert found["block90"]["train_seconds"] == 450
+    assert found["block90"].keys() >= {"heldout_loss", "fd_effnet_lite0", "compute_to_target_low"}
+    assert found["crop3"]["compute_to_target"] is None
+    assert found["crop3"]["compute_to_target_low"] == pytest.approx(0.98, abs=0.02)
+    assert all(value is None or math.isfinite(value) for row in found.values() for value in row.values())

@@ -1,7 +1,10 @@
 """The figures show what the frames say: right places, right colours, nothing drawn over or left out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -9,10 +12,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from maskdm.reporting import figures
-from maskdm.reporting.analysis import FLOOR
+from maskdm.config.params import Params
+from maskdm.reporting import analysis, figures
+from maskdm.reporting.analysis import AGAINST
+from maskdm.reporting.report import Analysed
+from tests.comparison import analysed, settings
 
 COLORS = figures.arm_colors(["scratch", "block90"], "scratch")
+ORDER = ["scratch", "patch90", "block90", "control", "crop3"]
 
 
 @pytest.fixture(autouse=True)
@@ -21,41 +28,13 @@ def _style() -> Iterator[None]:
         yield
 
 
-def losses() -> pd.DataFrame:
-    """`scratch` falls to 0.5 at 4 TFLOPs; `block90` switches at 2 TFLOPs and is at 0.5 at 3 TFLOPs."""
-    curves = {
-        "scratch": [(1, "finetune", 0, 1.0), (2, "finetune", 0, 0.8), (3, "finetune", 0, 0.6), (4, "finetune", 0, 0.5)],
-        "block90": [(1, "pretrain", 0, 2.0), (2, "pretrain", 0, 1.5), (3, "finetune", 1, 0.5), (4, "finetune", 1, 0.4)],
-    }
-    return pd.DataFrame(
-        {
-            "arm": arm,
-            "stage": stage,
-            "phase": phase,
-            "train_flops": 1e12 * point,
-            "train_seconds": 600.0 * point,
-            "heldout_loss": loss,
-        }
-        for arm, rows in curves.items()
-        for point, stage, phase, loss in rows
-    )
-
-
-def measured(floor: float = 80.0) -> pd.DataFrame:
-    rows = [(arm, point, 1000.0 / point) for arm in COLORS for point in (1, 2, 4)]
-    frame = pd.DataFrame(
-        {"arm": arm, "train_flops": 1e12 * point, "fd_effnet_lite0": value, "kid": value / 1e4}
-        for arm, point, value in rows
-    )
-    return pd.concat([frame, pd.DataFrame([{"arm": FLOOR, "fd_effnet_lite0": floor, "kid": -1e-4}])], ignore_index=True)
+@pytest.fixture(scope="module")
+def found() -> Analysed:
+    return analysed(Params.model_validate(settings()))
 
 
 def images(channels: int = 1, count: int = 4) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 200, (count, channels, 8, 8), dtype=np.uint8)
-
-
-def legend_texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_arms_have_colours_of_their_own_and_the_baseline_is_dark() -> None:
@@ -69,73 +48,116 @@ def test_an_arm_keeps_its_colour_whichever_arm_comes_after() -> None:
     assert figures.arm_colors(["scratch", "block90", "crop3"], "scratch")["block90"] == COLORS["block90"]
 
 
-def test_pre_training_is_dashed_and_joined_to_fine_tuning() -> None:
-    axes = figures.heldout_loss(losses(), COLORS, "scratch").axes[0]
-    drawn = [line for line in axes.lines if line.get_color() == COLORS["block90"]]
-    dashed, solid, switch = drawn
-    assert (dashed.get_linestyle(), solid.get_linestyle()) == ("--", "-")
-    assert np.array_equal(dashed.get_xydata(), [[1, 2.0], [2, 1.5]])
-    assert np.array_equal(solid.get_xydata(), [[2, 1.5], [3, 0.5], [4, 0.4]])
-    assert np.array_equal(switch.get_xydata(), [[2, 1.5]])
+def drawn(figure: Figure, panel: int, arm: str) -> Any:
+    return next(line for line in figure.axes[panel].lines if line.get_label() == arm)
 
 
-def test_the_target_is_marked_where_an_arm_reaches_it() -> None:
-    figure = figures.heldout_loss(losses(), COLORS, "scratch")
-    points = {
-        line.get_color(): np.asarray(line.get_xydata()).tolist()
-        for line in figure.axes[1].lines
-        if line.get_marker() == "D"
-    }
-    assert points == {COLORS["scratch"]: [[4, 0.5]], COLORS["block90"]: [[3, 0.5]]}
-    assert legend_texts(figure)[:2] == ["scratch  100 %", "block90  75 %"]
+def curves_of(found: Analysed) -> Figure:
+    colors = figures.arm_colors(analysis.ordered_arms(found.params), "scratch", found.params.controls)
+    return figures.curves(found.curves, colors, found.params, found.metric)
 
 
-def test_an_arm_that_does_not_reach_the_target_is_not_marked() -> None:
-    frame = losses()
-    frame.loc[frame["arm"] == "block90", "heldout_loss"] = 0.7
-    figure = figures.heldout_loss(frame, COLORS, "scratch")
-    assert [line.get_color() for line in figure.axes[1].lines if line.get_marker() == "D"] == [COLORS["scratch"]]
-    assert "block90  not reached" in legend_texts(figure)
+def against_of(found: Analysed) -> Figure:
+    colors = figures.arm_colors(analysis.ordered_arms(found.params), "scratch", found.params.controls)
+    return figures.against(found.arms, found.trials, colors, found.params, found.metric)
 
 
-def test_the_enlarged_panel_shows_every_crossing() -> None:
-    frame = losses()
-    frame.loc[frame["arm"] == "block90", "heldout_loss"] = 0.45  # below the target from its first point on
-    axes = figures.heldout_loss(frame, COLORS, "scratch").axes[1]
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    assert left < 1 < 4 < right
-    assert bottom < 0.45 < 0.5 < top
+def test_a_curve_is_the_mean_and_its_band_the_interval(found: Analysed) -> None:
+    figure = curves_of(found)
+    places = product(("train_flops", "train_seconds"), ("heldout_loss", "distance"))
+    for panel, (cost, measure) in enumerate(places):
+        axes = figure.axes[panel]
+        assert [line.get_label() for line in axes.lines] == ORDER
+        assert len(axes.collections) == len(ORDER)
+        for arm, band in zip(ORDER, axes.collections, strict=True):
+            curve = analysis.mean_curve(found.curves, arm, measure, cost)
+            assert drawn(figure, panel, arm).get_ydata() == pytest.approx(curve["mean"].to_numpy())
+            reached = band.get_datalim(axes.transData)
+            assert (reached.ymin, reached.ymax) == pytest.approx((curve["low"].min(), curve["high"].max()))
 
 
-def test_the_axis_has_a_unit_that_fits() -> None:
-    frame = losses()
-    assert figures.heldout_loss(frame, COLORS, "scratch").axes[0].get_xlabel() == "training compute (TFLOPs)"
-    frame["train_flops"] *= 1e4
-    assert figures.heldout_loss(frame, COLORS, "scratch").axes[0].get_xlabel() == "training compute (PFLOPs)"
-    time = figures.heldout_loss(frame, COLORS, "scratch", "train_seconds")
-    assert time.axes[0].get_xlabel() == "training time (minutes)"
-    assert np.asarray(time.axes[0].lines[1].get_xdata()).tolist() == [10, 20, 30, 40]
+def test_a_control_is_dashed_in_the_colour_of_its_arm(found: Analysed) -> None:
+    figure = curves_of(found)
+    for panel in range(4):
+        assert drawn(figure, panel, "control").get_color() == drawn(figure, panel, "block90").get_color()
+        assert drawn(figure, panel, "control").get_linestyle() == "--"
+        assert drawn(figure, panel, "block90").get_linestyle() == "-"
+        assert drawn(figure, panel, "scratch").get_color() == figures.BASELINE
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["scratch", "patch90", "block90", "control\n(control of block90)", "crop3"]
 
 
-@pytest.mark.parametrize("floor", [80.0, 0.0, -5.0])
-def test_the_floor_is_in_the_panel_and_labelled(floor: float) -> None:
-    for axes in figures.distances(measured(floor), COLORS).axes:
-        dashed = next(line for line in axes.lines if line.get_linestyle() == "--")
-        low, high = axes.get_ylim()
-        assert low < np.asarray(dashed.get_ydata())[0] < high
-        assert [text.get_text() for text in axes.texts] == [FLOOR]
+def test_few_snapshots_are_marked(found: Analysed) -> None:
+    figure = curves_of(found)
+    assert [drawn(figure, panel, "scratch").get_marker() for panel in range(4)] == ["", "o", "", "o"]
 
 
-def test_a_stand_in_is_not_called_fid() -> None:
-    axes = figures.distances(measured(), COLORS).axes[0]
-    assert axes.get_ylabel().startswith("fd_effnet_lite0")
-    assert (
-        figures.distances(measured().rename(columns={"fd_effnet_lite0": "fid"}), COLORS)
-        .axes[0]
-        .get_ylabel()
-        .startswith("FID")
-    )
+def test_the_legend_lies_beside_the_panels(found: Analysed) -> None:
+    figure = curves_of(found)
+    figure.draw_without_rendering()  # type: ignore[no-untyped-call]
+    right = max(axes.get_window_extent().x1 for axes in figure.axes)
+    assert figure.legends[0].get_window_extent().x0 >= right
+
+
+def test_with_one_seed_curves_have_no_bands_and_changes_no_intervals() -> None:
+    found = analysed(Params.model_validate(settings() | {"seeds": [1]}))
+    lines = curves_of(found)
+    assert [len(axes.collections) for axes in lines.axes] == [0, 0, 0, 0]
+    assert drawn(lines, 0, "block90").get_ydata()[-1] == pytest.approx(0.94 * 0.0806)
+    against_of(found).draw_without_rendering()  # type: ignore[no-untyped-call]
+
+
+def test_the_axis_has_a_unit_that_fits(found: Analysed) -> None:
+    assert [axes.get_xlabel() for axes in curves_of(found).axes[1:3]] == [
+        "training compute (TFLOPs)",
+        "training time (minutes)",
+    ]
+    large = replace(found, curves=found.curves.assign(train_flops=1e4 * found.curves["train_flops"]))
+    assert curves_of(large).axes[0].get_xlabel() == "training compute (PFLOPs)"
+
+
+def test_a_stand_in_is_not_called_fid(found: Analysed) -> None:
+    assert curves_of(found).axes[1].get_ylabel().startswith("fd_effnet_lite0")
+    assert against_of(found).axes[1].get_xlabel().startswith("fd_effnet_lite0")
+
+
+def test_a_control_stands_directly_below_its_arm(found: Analysed) -> None:
+    for axes in against_of(found).axes[:1]:
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert names == ["patch90", "block90", "control\n(control of block90)", "crop3"]
+        assert axes.yaxis_inverted()
+
+
+def test_changes_are_dots_means_and_intervals(found: Analysed) -> None:
+    rows = found.arms.set_index("arm")
+    for axes, measure in zip(against_of(found).axes, ("heldout_loss", "distance"), strict=True):
+        column = f"{measure}{AGAINST}"
+        for place, arm in enumerate(ORDER[1:]):
+            dots, span, mean = (np.asarray(line.get_xdata()) for line in axes.lines[3 * place : 3 * place + 3])
+            own = found.trials.loc[found.trials["arm"] == arm, column]
+            assert dots == pytest.approx(100 * (own.to_numpy() - 1))
+            ends = rows.loc[arm, [f"{column}_low", f"{column}_high"]].to_numpy(float)
+            assert span == pytest.approx(100 * (ends - 1))
+            assert mean == pytest.approx(100 * (rows[column][arm] - 1))
+
+
+def test_an_arm_far_from_the_others_is_written_at_the_edge_and_squeezes_none(found: Analysed) -> None:
+    far = found.arms["arm"] == "crop3"
+    arms = found.arms.copy()
+    for end in ("", "_low", "_high"):
+        arms.loc[far, f"heldout_loss{AGAINST}{end}"] = 1.57
+    arms.loc[arms["arm"].isin(["patch90", "block90", "control"]), f"heldout_loss{AGAINST}"] = 0.99
+    loss, distance = against_of(replace(found, arms=arms)).axes
+    assert [text.get_text() for text in loss.texts] == ["+57 %"]
+    assert max(abs(limit) for limit in loss.get_xlim()) < 10
+    assert not distance.texts
+
+
+def test_the_batches_of_the_throughput_are_in_one_legend() -> None:
+    table = pd.DataFrame({"effective_mask_ratio": [0, 0.5], "batch_size": [64, 8], "images_per_second": [1.0, 2.0]})
+    figure = figures.throughput(table.assign(of_flop_ideal=[1, 1.04], memory_bytes=[1e8, 9e7]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8", "64"]
+    assert all(axes.get_ylim()[1] > 1.04 for axes in figure.axes)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -174,19 +196,17 @@ def test_the_figure_of_the_masks_has_the_images_and_a_row_a_mask() -> None:
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["training images", "one", "two"]
 
 
-def test_a_saved_figure_has_the_same_bytes_again_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_a_saved_figure_has_the_same_bytes_again_and_leaves_nothing_else(found: Analysed, tmp_path: Path) -> None:
     for name in ("one", "two"):
         with figures.style():
-            figure = figures.distances(measured(), COLORS)
+            figure = curves_of(found)
         figures.save(figure, tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "one.svg", "two.png", "two.svg"]
-    for suffix in ("png", "svg"):
-        assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
-    assert b"<svg" in (tmp_path / "one.svg").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png"]
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_the_style_stays_within_its_context() -> None:
-    with mpl.rc_context({"font.size": 7, "svg.hashsalt": None}):
+    with mpl.rc_context({"font.size": 7}):
         with figures.style():
-            assert mpl.rcParams["svg.hashsalt"] == "maskdm"
-        assert (mpl.rcParams["font.size"], mpl.rcParams["svg.hashsalt"]) == (7, None)
+            assert mpl.rcParams["font.size"] == 10
+        assert mpl.rcParams["font.size"] == 7

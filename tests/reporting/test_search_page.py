@@ -20,8 +20,9 @@ def run(arm: str, seed: int) -> tuple[Record, None]:
     level = FACTORS[arm] * NOISE[seed]
     history = [{"train_flops": 1e12 * s, "heldout_loss": level / s} for s in np.linspace(0.1, 1, 10)]
     judged = {"fd_effnet_lite0": 100 * level, "kid": 0.1}
-    strategy = "block" if arm == "paper" else "none"
-    params = {"seed": seed, "pretrain.mask.strategy": strategy, "pretrain.mask.size": 2, "pretrain.mask.ratio": 0.9}
+    masked = {"mask.strategy": "block -> none", "mask.size": "2 -> 0", "mask.ratio": "0.9 -> 0.0"}
+    dense = {"mask.strategy": "none", "mask.size": 0, "mask.ratio": 0.0}
+    params = {"seed": seed, **(masked if arm == "paper" else dense)}
     summary = {"train_flops": 1e12, "heldout_loss": level, **judged}
     record = Record("search", f"confirm/{arm}-seed{seed}", arm, "x", params, {}, summary, [*history, judged])
     return record, None
