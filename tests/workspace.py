@@ -29,6 +29,7 @@ def make_workspace(folder: Path, profile: str) -> None:
         subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True, env=quiet)
         for setting in ("core.analytics", "core.check_update"):
             subprocess.run(["dvc", "config", setting, "false"], cwd=folder, check=True)
+    shutil.copytree(PROJECT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
