@@ -26,8 +26,9 @@ from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_h
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio, mask_name
-from maskdm.config.params import MaskedPhase, Phase, Search, SearchSpace
+from maskdm.config.comparison import Phase, masks_in_words
+from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio
+from maskdm.config.params import Search, SearchSpace
 from maskdm.runtime.errors import DivergedError, MaskDMError, StoppedEarly
 from maskdm.runtime.files import sqlite_url
 
@@ -92,7 +93,7 @@ def half_mask(mask: Mask, grid: Grid) -> Mask | None:
     return half if fits(half, grid) and half.num_keep(grid) > mask.num_keep(grid) else None
 
 
-def suggest(trial: BaseTrial, space: SearchSpace, grid: Grid) -> tuple[MaskedPhase, ...]:
+def suggest(trial: BaseTrial, space: SearchSpace, grid: Grid) -> tuple[Phase, ...]:
     """The masked phases of a trial. What it is asked for depends on the mask: a ratio or a side, one phase or two.
 
     Two phases share the compute equally. Numbers are rounded to what a settings file would say.
@@ -107,18 +108,18 @@ def suggest(trial: BaseTrial, space: SearchSpace, grid: Grid) -> tuple[MaskedPha
     batch_size = trial.suggest_categorical("batch_size", list(space.batch_sizes))
     lr = float(f"{trial.suggest_float('lr', *space.lr, log=True):.3g}")
     return tuple(
-        MaskedPhase(mask=each, share=share, batch_size=batch_size, override={"lr": lr})
+        Phase(mask=each, share=share, batch_size=batch_size, override={"lr": lr})
         for each in (mask, second)[:count]
         if each
     )
 
 
-def phases_of(trial: FrozenTrial, space: SearchSpace, grid: Grid) -> tuple[MaskedPhase, ...]:
+def phases_of(trial: FrozenTrial, space: SearchSpace, grid: Grid) -> tuple[Phase, ...]:
     """What `suggest` gave a trial that is over."""
     return suggest(FixedTrial(trial.params), space, grid)
 
 
-def paper_phases(space: SearchSpace, grid: Grid, finetune: Phase) -> tuple[MaskedPhase, ...]:
+def paper_phases(space: SearchSpace, grid: Grid, finetune: Phase) -> tuple[Phase, ...]:
     """The paper's default: the largest blocks of the space at 90 %, twice fine-tuning's batch, the recipe's lr.
 
     On a grid too small for that, smaller blocks, and at last a lower ratio of the space.
@@ -127,7 +128,7 @@ def paper_phases(space: SearchSpace, grid: Grid, finetune: Phase) -> tuple[Maske
         sides = sorted({1, *space.blocks}, reverse=True)
         for mask in (BlockMask(strategy="block", ratio=ratio, block=side) for side in sides):
             if fits(mask, grid):
-                return (MaskedPhase(mask=mask, share=PAPER_SHARE, batch_size=2 * finetune.batch_size),)
+                return (Phase(mask=mask, share=PAPER_SHARE, batch_size=2 * finetune.batch_size),)
     raise MaskDMError(f"search.space.ratios: none fits the {grid[0]}x{grid[1]} token grid")
 
 
@@ -241,7 +242,7 @@ class Attempt:
     """
 
     trial: Trial
-    phases: tuple[MaskedPhase, ...]
+    phases: tuple[Phase, ...]
     earlier: optuna.Study
     pruner: optuna.pruners.BasePruner
 
@@ -361,7 +362,7 @@ def trials_frame(study: optuna.Study, space: SearchSpace, grid: Grid) -> pd.Data
     return pd.DataFrame([_row(trial, phases_of(trial, space, grid), grid) for trial in finished_trials(study)])
 
 
-def _row(trial: FrozenTrial, phases: tuple[MaskedPhase, ...], grid: Grid) -> dict[str, Any]:
+def _row(trial: FrozenTrial, phases: tuple[Phase, ...], grid: Grid) -> dict[str, Any]:
     last = max(trial.intermediate_values, default=0)
     complete = trial.state == TrialState.COMPLETE
     return {
@@ -369,11 +370,11 @@ def _row(trial: FrozenTrial, phases: tuple[MaskedPhase, ...], grid: Grid) -> dic
         "state": trial.state.name.lower(),
         "share_spent": 1.0 if complete else last / WHOLE,
         "heldout_loss": trial.value if complete else trial.intermediate_values.get(last, math.nan),
-        "masks": " -> ".join(mask_name(phase.mask) for phase in phases),
+        "masks": masks_in_words(phases),
         "mask": trial.params["mask"],
         "effective_mask_ratio": effective_mask_ratio(phases[0].mask, grid),
         "phases": len(phases),
-        "share": round(sum(phase.share for phase in phases), 3),
+        "share": round(sum(phase.share or 0.0 for phase in phases), 3),
         "batch_size": phases[0].batch_size,
         "lr": phases[0].override["lr"],
     }

@@ -13,7 +13,7 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.engine.judge import cached
 from maskdm.evaluation.metrics import Reference, ReferenceKey, load_reference
 from maskdm.networks.uvit import UViT
-from maskdm.reporting.search import read_table
+from maskdm.reporting.search_page import read_table
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import Machine, Record, read_records, write_record
@@ -44,7 +44,7 @@ def write_prepared(folder: Path) -> None:
 
 
 def write_records(folder: Path) -> None:
-    record = Record("finetune", "one", "one", "1234", {}, {"name": "x"}, {}, [{"loss": 1.0}])
+    record = Record("study", "one", "one", "1234", {}, {"name": "x"}, {}, [{"loss": 1.0}])
     write_record(folder, record, Machine("2026-01-01T00:00:00+00:00", {}, {}, {}, 1.0, None, None, [1.0]))
 
 
@@ -73,8 +73,8 @@ FILES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]]
         lambda folder: load_reference(folder, KEY),
         "dvc repro -f reference",
     ),
-    "records/finetune/one.json": (write_records, read_records, "delete it"),
-    "records/finetune/one.machine.json": (write_records, read_records, "delete it"),
+    "records/study/one.json": (write_records, read_records, "delete it"),
+    "records/study/one.machine.json": (write_records, read_records, "delete it"),
     "0.5.json": (
         lambda folder: cached(folder / "0.5.json", lambda: {"fd": 1.0}),
         lambda folder: cached(folder / "0.5.json", lambda: pytest.fail("it is there")),

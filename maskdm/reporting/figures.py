@@ -1,6 +1,6 @@
 """The figures of a comparison: each function takes frames or arrays and returns a figure; `save` alone writes files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from einops import rearrange
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from maskdm.config.comparison import Comparison
 from maskdm.reporting.analysis import AGAINST, mean_curve
@@ -123,12 +123,37 @@ def _zoom(axes: Axes, measured: pd.DataFrame, baseline: str) -> None:
     axes.set_ylim(0.97 * losses["heldout_loss"].min(), 1.03 * quarter)
 
 
-def against(summary: pd.DataFrame, table: pd.DataFrame, colors: Colors, comparison: Comparison, metric: str) -> Figure:
+def stacked(panels: Mapping[str, tuple[float, Callable[[SubFigure], None]]]) -> Figure:
+    """One figure of several below each other: title (may be empty) -> height in inches, and what draws it."""
+    heights = [height for height, _ in panels.values()]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    places = figure.subfigures(len(panels), 1, height_ratios=heights, hspace=0.03, squeeze=False)[:, 0]
+    for place, (title, (_, draw)) in zip(places, panels.items(), strict=True):
+        if title:
+            place.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        draw(place)
+    return figure
+
+
+def against_height(arms: int) -> float:
+    """Inches that `draw_against` needs for so many arms and their baseline."""
+    return 1.1 + 0.32 * (arms - 1)
+
+
+def draw_against(
+    figure: SubFigure,
+    summary: pd.DataFrame,
+    table: pd.DataFrame,
+    colors: Colors,
+    comparison: Comparison,
+    metric: str,
+) -> None:
     """Every arm's change against the baseline of the same seed: a dot a seed, the mean, and its interval.
 
     The mean of an arm that is `FAR` from the baseline is written at the edge instead.
 
     Args:
+        figure: to draw in.
         summary: what `analysis.summary` returns.
         table: what `analysis.trials` returns.
         colors: what `arm_colors` returns.
@@ -137,7 +162,6 @@ def against(summary: pd.DataFrame, table: pd.DataFrame, colors: Colors, comparis
     """
     rows = summary.set_index("arm").drop(index=comparison.baseline)
     arms = list(rows.index)
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.32 * len(arms)), layout="constrained")
     measures = {"heldout_loss": "held-out loss", "distance": metric}
     for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
         column = f"{measure}{AGAINST}"
@@ -161,36 +185,10 @@ def against(summary: pd.DataFrame, table: pd.DataFrame, colors: Colors, comparis
         ]
         axes.set_yticks(range(len(arms)), names)
     axes.set_ylim(len(arms) - 0.5, -0.5)  # of both panels
-    return figure
 
 
 def _percent(shares: pd.Series) -> np.ndarray:
     return 100 * (np.asarray(shares, float) - 1)
-
-
-def throughput(table: pd.DataFrame) -> Figure:
-    """Images a second, the share of the FLOP-ideal and memory against the share of tokens removed.
-
-    Args:
-        table: `throughput.csv`.
-    """
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    batches, order = table["batch_size"].astype(str), [str(size) for size in sorted(table["batch_size"].unique())]
-    panels = {
-        "images_per_second": ("images/s", 1.0),
-        "of_flop_ideal": ("FLOP/s over those of dense steps", 1.0),
-        "memory_bytes": ("memory of training (MB)", 1e6),
-    }
-    for axes, (column, (name, factor)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        ratios, values = 100 * table["effective_mask_ratio"], table[column] / factor
-        sns.scatterplot(x=ratios, y=values, hue=batches, hue_order=order, ax=axes)
-        axes.set_xlabel("tokens removed (%)")
-        axes.set_ylabel(name)
-        axes.set_ylim(0, 1.05 * values.max())
-        axes.get_legend().remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="batch", loc="outside right upper")
-    return figure
 
 
 def cost_axis(axes: Axes, largest: float, cost: str) -> float:

@@ -17,7 +17,7 @@ from maskdm.runtime.units import four_digits, percent, si
 from maskdm.tracking.records import StepTimes
 
 NOTHING = "-"  # an empty cell
-TABLES = ("arms.csv", "trials.csv", "curves.csv", "means.csv")
+TABLES = ("arms.csv", "trials.csv", "means.csv")
 LOSS, DISTANCE = f"heldout_loss{AGAINST}", f"distance{AGAINST}"
 CAPTIONS = {
     "curves": "Held-out loss and distance against training compute and training time: the mean over the seeds, its "

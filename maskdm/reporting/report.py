@@ -1,14 +1,14 @@
 """The pages with their tables and figures: read what the stages left, analyse it, write."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from maskdm.config.masks import effective_mask_ratio, mask_name
 from maskdm.config.params import Params
@@ -37,7 +37,7 @@ MASKS = ROOT / "runs" / "masks.npz"
 WRITTEN = "`dvc repro` writes it"
 PANEL = 64  # images of a sample grid
 MASKED_IMAGES = 10  # columns of the figure of the masks
-TABLES = ("arms", "trials", "curves")  # of the study
+TABLES = ("arms", "trials")  # of the study; the curves are in the records
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,20 @@ class Analysed:
     trials: pd.DataFrame
     arms: pd.DataFrame  # of `analysis.summary`
 
-    def draw(self, prefix: str = "") -> dict[str, Figure]:
-        """The figures by name; `curves` needs samples that were judged along the way."""
-        arms = analysis.ordered_arms(self.params)
-        colors = figures.arm_colors(arms, self.params.baseline, self.params.controls)
-        found = {}
-        with figures.style():
-            if len(self.params.budget.snapshots) > 1 or self.name == DEFAULT:
-                found[f"{prefix}curves"] = figures.curves(self.curves, colors, self.params, self.metric)
-            found[f"{prefix}against"] = figures.against(self.arms, self.trials, colors, self.params, self.metric)
-        return found
+    @property
+    def colors(self) -> figures.Colors:
+        """Of the arms, in the order of the report."""
+        return figures.arm_colors(analysis.ordered_arms(self.params), self.params.baseline, self.params.controls)
+
+    def draw_curves(self) -> Figure:
+        """Loss and distance against compute and time."""
+        return figures.curves(self.curves, self.colors, self.params, self.metric)
+
+    @property
+    def against(self) -> tuple[float, Callable[[SubFigure], None]]:
+        """Height and drawing of all arms' changes against the baseline, for `figures.stacked`."""
+        shown = (self.arms, self.trials, self.colors, self.params, self.metric)
+        return figures.against_height(len(self.arms)), lambda place: figures.draw_against(place, *shown)
 
 
 def analyse(
@@ -98,9 +102,13 @@ def write_default() -> list[Path]:
     with reading(REFERENCE_RECORD, WRITTEN):
         reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
     found = analyse(DEFAULT, params, records, times, reference)
-    drawn = found.draw()
     with figures.style():
-        drawn |= {"samples": figures.sample_grids(read_samples(params, data)), "masks": draw_masks(params, data)}
+        drawn = {
+            "curves": found.draw_curves(),
+            "against": figures.stacked({"": found.against}),
+            "samples": figures.sample_grids(read_samples(params, data)),
+            "masks": draw_masks(params, data),
+        }
     record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], records)
     text = page.default_page(
         params,
@@ -118,7 +126,7 @@ def write_default() -> list[Path]:
     folder = REPORTS / DEFAULT
     for name, figure in drawn.items():
         figures.save(figure, folder / name)
-    tables = {"arms": found.arms, "curves": found.curves, "trials": found.trials, "means": analysis.means(found.curves)}
+    tables = {"arms": found.arms, "trials": found.trials, "means": analysis.means(found.curves)}
     for name, frame in tables.items():
         write_csv(folder / f"{name}.csv", frame)
     for arm, numbers in analysis.metrics(found.arms, found.metric).items():  # a row each in `dvc metrics show`
@@ -178,6 +186,9 @@ def write_study() -> None:
     ]
     answers = [write_part(parts[found.name], found) for found in done]
     if done:
+        with figures.style():
+            panels = {parts[found.name].question: found.against for found in done}
+            figures.save(figures.stacked(panels), STUDY_REPORTS / "against")
         tables = {found.name: found.trials for found in done}
         answers.append(study_sections.agreement_answer({found.name: found.params for found in done}, tables))
         for name in TABLES:
@@ -186,6 +197,7 @@ def write_study() -> None:
     blocks = [
         study_sections.HEAD,
         "\n".join(f"- {answer.in_short}" for answer in answers),
+        f"![against](study/against.png)\n\n{study_sections.AGAINST}" if done else "",
         *(answer.section for answer in answers),
         study_sections.missing([name for name in parts if name not in {found.name for found in done}]),
         page.definitions(done[0].params, done[0].metric, times, done[0].measured_with) if done else "",
@@ -195,10 +207,12 @@ def write_study() -> None:
 
 
 def write_part(part: Part, found: Analysed) -> page.Answer:
-    """Write the figures of a part; returns what the page says of it."""
-    drawn = found.draw(f"{found.name}_")
-    for name, figure in drawn.items():
-        figures.save(figure, STUDY_REPORTS / name)
+    """Write the curves of a part, if it has some; returns what the page says of it."""
+    drawn = []
+    if len(found.params.budget.snapshots) > 1:  # samples that were judged along the way
+        drawn.append(f"{found.name}_curves")
+        with figures.style():
+            figures.save(found.draw_curves(), STUDY_REPORTS / drawn[0])
     budget, seeds = found.params.budget.train_flops, ", ".join(map(str, found.params.seeds))
     blocks = [
         f"The paper: {part.paper}",
@@ -212,7 +226,4 @@ def write_others() -> list[page.Answer]:
     """What the page says of the tables of other stages, as far as they are there."""
     paths = {STUDY_REPORTS / file: write for file, write in study_sections.OTHERS.items()}
     found = {path: pd.read_csv(path) for path in paths if path.is_file()}
-    if (path := STUDY_REPORTS / "throughput.csv") in found:
-        with figures.style():
-            figures.save(figures.throughput(found[path]), STUDY_REPORTS / "throughput")
     return [paths[path](table) for path, table in found.items()]

@@ -1,4 +1,4 @@
-"""The figures of the search: each function takes the tables of `maskdm.search` and returns a figure."""
+"""The figure of a search: each panel is drawn from the tables of `maskdm.search`."""
 
 import numpy as np
 import pandas as pd
@@ -6,11 +6,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from maskdm.reporting.figures import BASELINE, WIDTH, Color
+from maskdm.reporting.figures import BASELINE, Color, stacked
 from maskdm.runtime.units import percent, si_prefix
 
 PRUNED = "0.7"
@@ -33,14 +33,27 @@ def mask_colors(trials: pd.DataFrame) -> dict[str, Color]:
     return dict(zip(kinds, sns.color_palette("colorblind", len(kinds)), strict=True))
 
 
-def history(trials: pd.DataFrame, train_flops: float) -> Figure:
-    """Each trial's held-out loss in the order in which they ended, and the best so far against the compute spent.
+def draw(trials: pd.DataFrame, curves: pd.DataFrame, importances: pd.DataFrame, train_flops: float) -> Figure:
+    """All panels below each other: `history`, `front`, `importance`, `parallel_coordinates`.
 
     Args:
         trials: what `search.trials_frame` returns.
+        curves: what `search.curves_frame` returns.
+        importances: what `search.importance_frame` returns.
         train_flops: of one whole trial.
     """
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    return stacked(
+        {
+            "History": (3.9, lambda place: history(place, trials, train_flops)),
+            "Learning curves": (4.2, lambda place: front(place, trials, curves, train_flops)),
+            "What decides": (1.0 + 0.32 * max(3, len(importances)), lambda place: importance(place, importances)),
+            "All that was tried": (4.4, lambda place: parallel_coordinates(place, trials)),
+        }
+    )
+
+
+def history(figure: SubFigure, trials: pd.DataFrame, train_flops: float) -> None:
+    """Each trial's held-out loss in the order in which they ended, and the best so far against the compute spent."""
     single, spent = figure.subplots(1, 2, sharey=True)
     order, complete = np.arange(1, len(trials) + 1), trials["state"] == "complete"
     for kind, color in mask_colors(trials).items():
@@ -52,7 +65,7 @@ def history(trials: pd.DataFrame, train_flops: float) -> Figure:
     best = trials["heldout_loss"].where(complete).cummin().ffill()
     single.step(order, best, where="post", color=BASELINE, linewidth=1.2, label="best so far")
     single.set(xlabel="trial, as they ended", ylabel="held-out denoising loss", yscale="log")
-    single.set_title("Optimisation history")
+    single.set_title("Each trial")
     factor, prefix = si_prefix(train_flops * trials["share_spent"].sum())
     spent.step(train_flops * trials["share_spent"].cumsum() / factor, best, where="post", color=BASELINE)
     spent.set_xlabel(f"compute spent by the search ({prefix}FLOPs)")
@@ -60,18 +73,10 @@ def history(trials: pd.DataFrame, train_flops: float) -> Figure:
     single.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain_log_axis(single)
     figure.legend(*single.get_legend_handles_labels(), loc="outside right upper")
-    return figure
 
 
-def front(trials: pd.DataFrame, curves: pd.DataFrame, train_flops: float) -> Figure:
-    """The learning curves of all trials and, below them, the best loss that any of them had at each compute.
-
-    Args:
-        trials: what `search.trials_frame` returns.
-        curves: what `search.curves_frame` returns.
-        train_flops: of one whole trial.
-    """
-    figure = Figure(figsize=(0.75 * WIDTH, 4.2), layout="constrained")
+def front(figure: SubFigure, trials: pd.DataFrame, curves: pd.DataFrame, train_flops: float) -> None:
+    """The learning curves of all trials and, below them, the best loss that any of them had at each compute."""
     axes = figure.subplots()
     factor, prefix = si_prefix(train_flops)
     colors, kinds = mask_colors(trials), trials.set_index("trial")["mask"]
@@ -87,16 +92,10 @@ def front(trials: pd.DataFrame, curves: pd.DataFrame, train_flops: float) -> Fig
     handles = [Line2D([], [], color=color, label=kind) for kind, color in colors.items()]
     handles.append(Line2D([], [], color=BASELINE, marker="o", label="best at each compute"))
     figure.legend(handles=handles, loc="outside right upper")
-    return figure
 
 
-def importance(importances: pd.DataFrame) -> Figure:
-    """How much each parameter decides whether a trial is good.
-
-    Args:
-        importances: what `search.importance_frame` returns.
-    """
-    figure = Figure(figsize=(0.6 * WIDTH, 0.6 + 0.32 * max(3, len(importances))), layout="constrained")
+def importance(figure: SubFigure, importances: pd.DataFrame) -> None:
+    """How much each parameter decides whether a trial is good."""
     axes = figure.subplots()
     bars = axes.barh(importances["parameter"], importances["importance"], color=sns.color_palette("colorblind")[0])
     axes.bar_label(bars, [percent(value) for value in importances["importance"]], padding=3, fontsize=9)
@@ -104,16 +103,10 @@ def importance(importances: pd.DataFrame) -> Figure:
     axes.margins(x=0.12)
     axes.grid(False, axis="y")
     axes.set_xlabel("importance (PED-ANOVA)")
-    return figure
 
 
-def parallel_coordinates(trials: pd.DataFrame) -> Figure:
-    """A line a trial through all that was chosen, coloured by its loss; pruned trials are grey, their losses cut off.
-
-    Args:
-        trials: what `search.trials_frame` returns.
-    """
-    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+def parallel_coordinates(figure: SubFigure, trials: pd.DataFrame) -> None:
+    """A line a trial through all that was chosen, coloured by its loss; pruned ones are grey, their losses cut off."""
     axes = figure.subplots()
     complete = trials[trials["state"] == "complete"]
     low, high = complete["heldout_loss"].min(), complete["heldout_loss"].max()
@@ -131,7 +124,6 @@ def parallel_coordinates(trials: pd.DataFrame) -> Figure:
     axes.set(xlim=(-0.3, len(COORDINATES) - 0.5), ylim=(-0.06, 1.06))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return figure
 
 
 def _coordinate(axes: Axes, trials: pd.DataFrame, name: str, x: int) -> pd.Series:

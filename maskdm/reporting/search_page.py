@@ -1,7 +1,7 @@
-"""What a search came to, in words: functions of its settings, tables and records."""
+"""What a search came to, in words."""
 
 import math
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,17 @@ import pandas as pd
 from maskdm.config.params import Params
 from maskdm.reporting.analysis import Records, compute_to_target
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import reading
 from maskdm.runtime.units import four_digits, percent, si
 from maskdm.tracking.records import Record, distance_metric
 
 SHOWN = 5  # trials in the table of the page
-CAPTIONS = {
-    "history": "Left: the held-out loss of each trial; a pruned one stands where it was stopped. Right: the best so "
-    "far against the compute of all trials up to then.",
-    "front": "Learning curves of all trials, and the best loss that any of them had at each compute: the colour of a "
-    "point says which mask leads there.",
-    "importance": "How much each parameter decides whether a trial is among the better ones. A parameter that only "
-    "some masks have (a ratio, the side of a crop) is judged among those; with few trials all of it is rough.",
-    "parallel_coordinates": "One line a trial, the darker the better; pruned ones are grey.",
-}
+CAPTION = """\
+First the held-out loss of each trial, a pruned one where it was stopped, and the best so far against the compute of \
+all trials up to then. Second their learning curves, and the best loss that any of them had at each compute: the \
+colour of a point says which mask leads there. Third how much each parameter decides whether a trial is among the \
+better ones; one that only some masks have (a ratio, the side of a crop) is judged among those, and with few trials \
+all of it is rough. Last a line a trial, the darker the better; pruned ones are grey."""
 
 
 def confirmation(trials: pd.DataFrame, records: Records) -> pd.DataFrame:
@@ -71,15 +69,14 @@ def _masks(record: Record) -> str:
     return "-" if strategy == "none" else f"{side}x{side} blocks, {percent(float(ratio))}"
 
 
-def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best: str, figures: Sequence[str]) -> str:
-    """The page: the best configuration, how it stands with other seeds, the best trials, the figures.
+def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best: str) -> str:
+    """The page: the best configuration, how it stands with other seeds, the best trials, the figure.
 
     Args:
         params: the settings.
         trials: what `search.trials_frame` returns.
         confirmed: what `confirmation` returns.
         best: the text of `best.yaml`.
-        figures: names of the figures, in order.
     """
     complete = trials[trials["state"] == "complete"].sort_values("heldout_loss")
     settings, pruned = params.search, len(trials) - len(complete)
@@ -97,7 +94,7 @@ def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best
                 caution(params, confirmed),
                 "## The best trials",
                 shown.to_markdown(index=False, floatfmt=".4g"),
-                *(f"![{name}]({name}.png)\n\n{CAPTIONS[name]}" for name in figures),
+                f"![trials](trials.png)\n\n{CAPTION}",
             ]
         )
         + "\n"
@@ -160,3 +157,13 @@ def caution(params: Params, confirmed: pd.DataFrame) -> str:
     if metric != "fid":
         sentence += f"; `{metric}` is a stand-in, not FID"
     return f"{sentence}."
+
+
+def read_table(path: Path, stage: str) -> pd.DataFrame:
+    """A table that `stage` writes.
+
+    Raises:
+        MaskDMError: it is missing, or is none.
+    """
+    with reading(path, f"the stage {stage} writes it"):
+        return pd.read_csv(path)

@@ -19,6 +19,10 @@ HEAD = """\
 `records/study/`. Within a part every arm spends the same training compute, masked phases counted in, with every seed. \
 Every part has an arm `control`, whose mask removes one token: it shows what chance does.\
 """
+AGAINST = """\
+All arms of all parts against their baselines, with the same seed and at equal compute: a dot a seed, the mean, its \
+95 % interval.\
+"""
 LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute": "scratch, equal compute"}
 
 
@@ -79,7 +83,6 @@ def throughput_answer(measured: pd.DataFrame) -> Answer:
     section = [
         "Steps were timed in turn, memory each in a process of its own. The FLOP-ideal: an image is as much faster as "
         "it has fewer FLOPs.",
-        "![throughput](study/throughput.png)",
         table(shown),
     ]
     return answer("How fast, and in how much memory, is a step with each mask?", found, section)

@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -59,7 +58,8 @@ def curves_of(found: Analysed) -> Figure:
 
 def against_of(found: Analysed) -> Figure:
     colors = figures.arm_colors(analysis.ordered_arms(found.params), "scratch", found.params.controls)
-    return figures.against(found.arms, found.trials, colors, found.params, found.metric)
+    shown = (found.arms, found.trials, colors, found.params, found.metric)
+    return figures.stacked({"": (3.0, lambda place: figures.draw_against(place, *shown))})
 
 
 def test_a_curve_is_the_mean_and_its_band_the_interval(found: Analysed) -> None:
@@ -151,13 +151,6 @@ def test_an_arm_far_from_the_others_is_written_at_the_edge_and_squeezes_none(fou
     assert [text.get_text() for text in loss.texts] == ["+57 %"]
     assert max(abs(limit) for limit in loss.get_xlim()) < 10
     assert not distance.texts
-
-
-def test_the_batches_of_the_throughput_are_in_one_legend() -> None:
-    table = pd.DataFrame({"effective_mask_ratio": [0, 0.5], "batch_size": [64, 8], "images_per_second": [1.0, 2.0]})
-    figure = figures.throughput(table.assign(of_flop_ideal=[1, 1.04], memory_bytes=[1e8, 9e7]))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8", "64"]
-    assert all(axes.get_ylim()[1] > 1.04 for axes in figure.axes)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

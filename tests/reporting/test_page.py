@@ -262,7 +262,7 @@ def test_the_stage_writes_everything_and_the_same_bytes_again(project: Path, mon
 def test_the_files_hold_the_frames(run: Path, params: Params) -> None:
     main()
     found = analysed(params, read_records(run, ("default",)))
-    frames = {"arms": found.arms, "trials": found.trials, "curves": found.curves, "means": analysis.means(found.curves)}
+    frames = {"arms": found.arms, "trials": found.trials, "means": analysis.means(found.curves)}
     for name, frame in frames.items():
         read = pd.read_csv(run / "reports" / "default" / f"{name}.csv")
         pd.testing.assert_frame_equal(
@@ -359,8 +359,8 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     assert text.count("- **intervals**: ") == 1
     assert "## Not run yet\n\n- `dvc repro study/dvc.yaml:part@third`" in text
     names = {path.name for path in (run / "reports" / "study").iterdir()}
-    pictures = {"first_curves.png", "first_against.png", "second_against.png"}  # curves of several snapshots alone
-    assert names == pictures | {"arms.csv", "trials.csv", "curves.csv"}
+    pictures = {"first_curves.png", "against.png"}  # curves of several snapshots alone
+    assert names == pictures | {"arms.csv", "trials.csv"}
     table = pd.read_csv(run / "reports" / "study" / "trials.csv")
     assert table["comparison"].value_counts().to_dict() == {"first": 20, "second": 20}
     assert all(f"(study/{name})" in text for name in names)

@@ -1,1 +1,0 @@
-"""What is fast and why: each module prints a table, `python -m benchmarks.<name>`."""
