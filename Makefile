@@ -8,6 +8,7 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 .PHONY: repro test smoke study scm unlock ui plan profile sync
 
 repro: $(READY) scm unlock  ## The whole comparison of params.yaml; goes on where it was stopped
+	$(IN_VENV) maskdm plan --brief
 	$(IN_VENV) dvc repro
 
 test: $(READY)  ## Lint, types, tests

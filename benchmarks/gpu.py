@@ -149,15 +149,15 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def phases(profile_name: str) -> tuple[Params, Recipe, dict[str, PhasePlan]]:
-    """The distinct phases of a profile: `dense`, and the masked ones by their key."""
+    """The distinct phases of a profile: `dense`, and those before the last of an arm, by its name."""
     params = load_params(Path("profiles") / f"{profile_name}.yaml")
     recipe = load_recipe(params.recipe, Path())
     plans = {"dense": plan_finetune(params, recipe, params.baseline)}
-    for key in params.pretrain:
-        for index, plan in enumerate(plan_pretrain(params, recipe, key)):
+    for arm in params.arms:
+        for index, plan in enumerate(plan_pretrain(params, recipe, arm)):
             known = [(p.mask, p.batch_size) for p in plans.values()]
             if (plan.mask, plan.batch_size) not in known:
-                plans[key if index == 0 else f"{key}, phase {index + 1}"] = plan
+                plans[arm if index == 0 else f"{arm}, phase {index + 1}"] = plan
     return params, recipe, plans
 
 
@@ -470,6 +470,7 @@ def result(phase: str, variant: str, plan: PhasePlan, times: list[float]) -> Row
 def heldout(profile_name: str) -> Iterator[Row]:
     """The held-out loss as it is measured in training, and all of it in a run of the profile."""
     params, recipe, _ = phases(profile_name)
+    trials = len(params.arms) * len(params.seeds)
     network = build_network(params.model, params.data, None).to(DEVICE).eval()
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     for batch_size in (256, 64):
@@ -479,7 +480,7 @@ def heldout(profile_name: str) -> Iterator[Row]:
         row: Row = {"images": params.heldout.images, "batch_size": batch_size}
         try:
             took = seconds(partial(loss, network))
-            row |= {"s": took, "hours_of_all": took * params.heldout.points * len(params.arms) / 3600}
+            row |= {"s": took, "hours_of_all": took * params.heldout.points * trials / 3600}
             row |= {"peak_GB": torch.cuda.max_memory_allocated() / 1e9 if ON_GPU else 0}
         except torch.OutOfMemoryError as error:
             row |= {"out of memory": str(error).splitlines()[0]}
@@ -520,7 +521,8 @@ def sampling(profile_name: str) -> Iterator[Row]:
             * params.evaluation.samples
             / batch
             * len(params.budget.snapshots)
-            * len(params.arms),
+            * len(params.arms)
+            * len(params.seeds),
             "peak_GB": torch.cuda.max_memory_allocated() / 1e9 if ON_GPU else 0,
         }
     torch.set_float32_matmul_precision("highest")

@@ -119,11 +119,12 @@ class Run:
         """The default profile and a recipe with the variant's changes."""
         changes = VARIANTS[self.variant]
         raw = load_params(ROOT / "profiles" / "default.yaml").model_dump()
-        raw["seed"], raw["budget"] = self.seed, {"train_flops": self.budget, "snapshots": [1.0]}
+        raw["seeds"], raw["budget"] = [self.seed], {"train_flops": self.budget, "snapshots": [1.0]}
         raw["heldout"]["points"] = 1
         raw["model"] |= changes.get("model", {})
-        finetune = raw["arms"][raw["baseline"]]["finetune"]
-        finetune["batch_size"] = changes.get("batch_size", finetune["batch_size"])
+        (dense,) = raw["arms"][raw["baseline"]]
+        raw["arms"], raw["controls"] = {raw["baseline"]: (dense,)}, {}
+        dense["batch_size"] = changes.get("batch_size", dense["batch_size"])
         name = changes.get("recipe", raw["recipe"])
         recipe = load_recipe(name, ROOT).model_dump() | changes.get("schedule", {})
         recipe["optimisation"] |= changes.get("optimisation", {})

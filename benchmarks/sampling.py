@@ -1,20 +1,21 @@
 """The fewest network evaluations whose samples are as good as DDIM's with 250 steps.
 
-`python -m benchmarks.sampling [ARM ...]` judges the trained weights of some arms of `params.yaml` (by default the
-baseline and the first masked arm) by the metric of its `evaluation`, with the same initial noise for every sampler, and
-prints a table. `dvc repro` must have trained them.
+`python -m benchmarks.sampling [ARM ...]` judges the weights that `dvc repro` trained of some arms of `params.yaml` (by
+default the baseline and the first masked arm) with its first seed, by the metric of its `evaluation`, with the same
+initial noise for every sampler, and prints a table.
 """
 
 import argparse
 import time
 
 from benchmarks.distance import Distance
+from maskdm.config.comparison import masks_in_words
 from maskdm.config.params import Params, Sampling
 from maskdm.engine.project import Project
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
-from maskdm.runtime.paths import weights_folder
+from maskdm.runtime.paths import stage_folder
 from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.objective import noise_schedule
@@ -33,7 +34,7 @@ def main() -> None:
     with exit_with_one_line():
         project = Project.open(ALONE)
         params = project.params
-        masked = next((name for name, arm in params.arms.items() if params.pretrain[arm.pretrain]), params.baseline)
+        masked = next((arm for arm, phases in params.arms.items() if masks_in_words(phases)), params.baseline)
         arms = parser.parse_args().arms or [params.baseline, masked]
         if unknown := set(arms) - params.arms.keys():
             raise MaskDMError(f"{min(unknown)}: no such arm; allowed: {', '.join(params.arms)}")
@@ -42,7 +43,7 @@ def main() -> None:
         print(f"| arm | sampler | network evaluations | {metric} | to DDIM-{YARDSTICK[1]} | images/s |")
         print("|---|---|---|---|---|---|")
         for arm in arms:
-            network = load_snapshot(weights_folder("finetune", arm), project.device)
+            network = load_snapshot(stage_folder("finetune", arm, params.seeds[0]) / "weights", project.device)
             best = None
             for sampler, steps in (YARDSTICK, *CANDIDATES):
                 distance, rate = judge(project, network, distance_of, sampler, steps)
@@ -62,7 +63,7 @@ def judge(project: Project, network: UViT, distance_of: Distance, sampler: str, 
         params.sampling.model_dump() | {"sampler": sampler, "num_inference_steps": steps, "eta": 0.0}
     )
     started = time.perf_counter()
-    images = sample_images(network, schedule, settings, range(params.evaluation.samples), params.seed)
+    images = sample_images(network, schedule, settings, range(params.evaluation.samples), params.seeds[0])
     seconds = time.perf_counter() - started
     return distance_of(images), len(images) / seconds
 

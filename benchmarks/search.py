@@ -17,8 +17,9 @@ import optuna
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
+from maskdm.config.comparison import Phase
 from maskdm.config.masks import effective_mask_ratio
-from maskdm.config.params import MaskedPhase, Search
+from maskdm.config.params import Search
 from maskdm.config.reading import load_block
 from maskdm.search import RANDOM_TRIALS, Attempt, Grid, run_trials, suggest
 
@@ -41,9 +42,9 @@ class Surrogate:
         self._forest = RandomForestRegressor(50, random_state=0).fit(features, complete["heldout_loss"])
         self._random = np.random.default_rng(seed)
 
-    def expected(self, kind: str, phases: tuple[MaskedPhase, ...]) -> float:
+    def expected(self, kind: str, phases: tuple[Phase, ...]) -> float:
         """Without scatter."""
-        ratio, share = effective_mask_ratio(phases[0].mask, GRID), sum(phase.share for phase in phases)
+        ratio, share = effective_mask_ratio(phases[0].mask, GRID), sum(phase.share or 0.0 for phase in phases)
         first = phases[0]
         return float(
             self._forest.predict(
@@ -51,7 +52,7 @@ class Surrogate:
             )[0]
         )
 
-    def __call__(self, kind: str, phases: tuple[MaskedPhase, ...]) -> float:
+    def __call__(self, kind: str, phases: tuple[Phase, ...]) -> float:
         """What a training would come to."""
         return self.expected(kind, phases) * float(np.exp(0.004 * self._random.standard_normal()))
 

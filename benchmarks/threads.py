@@ -70,7 +70,7 @@ def measure() -> dict[str, float]:
     """Images/s of each kind of step."""
     params = load_params()
     recipe = load_recipe(params.recipe)
-    masked = next(key for key, phases in params.pretrain.items() if phases)
+    masked = next(arm for arm, phases in params.arms.items() if phases[0].mask)
     plans = {
         "without a mask": plan_finetune(params, recipe, params.baseline),
         "masked": plan_pretrain(params, recipe, masked)[0],

@@ -3,6 +3,7 @@
 `from maskdm import UViT` gives the network: `UViT.from_pretrained(folder)` loads what a run has left.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from maskdm.runtime.threads import wait_briefly
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["UViT"]
 
-wait_briefly()  # here: before anything of ours imports torch
+# Here: before anything of ours imports torch, or tqdm, which read these variables when they are imported.
+wait_briefly()
+if os.environ.get("RANK", "0") != "0":
+    os.environ["TQDM_DISABLE"] = "1"  # one bar for all processes of torchrun
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     plan = commands.add_parser("plan", help="steps, images, FLOPs and estimated time of every arm; trains nothing")
     plan.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
+    plan.add_argument("--brief", action="store_true", help="only what is left to do, and about how long that takes")
     profile = commands.add_parser("profile", help="make a profile the one that `dvc repro` runs")
     profile.add_argument("profile", help="a name in profiles/")
     search = commands.add_parser("search", help="the stage `search` with as many workers as you say")
@@ -33,7 +34,7 @@ def main() -> None:
         enter_project()
         match arguments.command:
             case "plan":
-                print_plan(arguments.profile)
+                print_plan(arguments.profile, arguments.brief)
             case "profile":
                 select_profile(arguments.profile)
             case "search":
@@ -58,14 +59,18 @@ def enter_project() -> None:
     raise MaskDMError(f"{here}: no project here, nor in a folder above; allowed: one with dvc.yaml and {PROFILES}/")
 
 
-def print_plan(profile: str | None) -> None:
-    """Print the dry run of a profile, or of `params.yaml`."""
+def print_plan(profile: str | None, brief: bool) -> None:
+    """Print the dry run of a profile, or of `params.yaml`: all of it, or only what it comes to."""
     params = load_params(PARAMS if profile is None else profile_path(profile))
     recipe = load_recipe(params.recipe)
     from maskdm.engine.dry_run import dry_run, table
+    from maskdm.engine.outlook import outlook
     from maskdm.runtime.device import choose_device  # here: no other command waits for torch
 
-    print(table(dry_run(params, recipe, choose_device())))
+    device = choose_device()
+    if not brief:
+        print(table(dry_run(params, recipe, device)))
+    print(outlook(params, recipe, device))
 
 
 def select_profile(name: str) -> None:
@@ -116,5 +121,6 @@ def open_ui() -> None:
     """Replace this process by MLflow's UI."""
     from maskdm.tracking import mlflow_store
 
+    print(f"The arms: {mlflow_store.UI_PAGE}", flush=True)
     command = mlflow_store.ui_command(Path())
     os.execvpe(command[0], command, mlflow_store.ENVIRONMENT | os.environ)

@@ -1,18 +1,18 @@
-"""DVC stage `evaluate@<arm>`: samples of every snapshot of an arm against real images."""
+"""DVC stage `evaluate@<arm>`: samples of every snapshot of an arm against real images, with every seed.
+
+python -m pipeline.evaluate ARM
+"""
 
 import sys
 
-from maskdm.engine.judge import run_stage
-from maskdm.engine.project import Project, chosen_key
+from maskdm.engine.launch import run_stage
 from maskdm.runtime.errors import exit_with_one_line
-from maskdm.runtime.processes import started_processes
 
 
 def main() -> None:
-    """Judge the arm's snapshots, write `runs/evaluate/<arm>/` and `records/evaluate/<arm>.json`."""
-    with exit_with_one_line(), started_processes() as processes:
-        project = Project.open(processes)
-        run_stage(project, chosen_key(sys.argv, project.params.arms))
+    """Judge the snapshots, write `runs/evaluate/<arm>/<seed>/` and `records/default/<arm>.jsonl`."""
+    with exit_with_one_line():
+        run_stage("evaluate", sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""DVC stage `masks`: a few drawn masks of every pre-training phase, for the figure of the mask strategies."""
+"""DVC stage `masks`: a few drawn masks of every masked phase, for the figure of the mask strategies."""
 
 import numpy as np
 import torch
@@ -16,20 +16,21 @@ COUNT = 16
 
 
 def main() -> None:
-    """Write `runs/masks.npz`: "<key of pretrain>/<phase>" -> bool `[COUNT, rows, columns]`, True where kept."""
+    """Write `runs/masks.npz`: "<arm>/<phase>" -> bool `[COUNT, rows, columns]`, True where kept."""
     with exit_with_one_line():
         params = load_params(ROOT / "params.yaml")
         drawn = {
-            f"{key}/{index}": visible(phase.mask, params.grid, params.seed)
-            for key, phases in params.pretrain.items()
+            f"{arm}/{index}": visible(phase.mask, params.grid)
+            for arm, phases in params.arms.items()
             for index, phase in enumerate(phases)
+            if phase.mask
         }
         write_atomically(OUT, lambda file: np.savez(file, **drawn))  # type: ignore[arg-type]  # numpy's own stub errs
 
 
-def visible(mask: Mask, grid: tuple[int, int], seed: int) -> np.ndarray:
+def visible(mask: Mask, grid: tuple[int, int]) -> np.ndarray:
     """`COUNT` masks as pictures."""
-    ids_keep = draw_ids_keep(mask, grid, COUNT, generator("cpu", seed, "masks"))
+    ids_keep = draw_ids_keep(mask, grid, COUNT, generator("cpu", 0, "masks"))
     kept = torch.zeros(COUNT, grid[0] * grid[1], dtype=torch.bool).scatter_(1, ids_keep, True)
     return kept.reshape(COUNT, *grid).numpy()
 

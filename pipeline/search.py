@@ -14,10 +14,7 @@ from maskdm.engine.project import exclusive
 from maskdm.engine.searching import LARGE, SMALL, VARIABLE, Search, run_workers, storage_url, write_results
 from maskdm.engine.workers import add_workers, count_workers
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
-from maskdm.search import (
-    one_line_failures,
-    revive,
-)
+from maskdm.search import one_line_failures, revive
 
 
 def main() -> None:
@@ -38,8 +35,7 @@ def main() -> None:
                 run_workers(found, workers, joined=True)
                 return
             with exclusive(found.folder):
-                scratch = found.arm("scratch", (), found.project.params.seed)
-                Judge.open(scratch, "scratch", found.folder)  # what confirming needs should fail now, not then
+                Judge.open(found.trial(()), found.folder)  # what confirming needs should fail now, not then
                 revive(found.study())
                 run_workers(found, workers, joined=False)
                 write_results(found)

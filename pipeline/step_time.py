@@ -1,23 +1,42 @@
-"""DVC stage `step_time`: seconds of a training step of every phase of every arm, all timed in turn.
+"""DVC stages `step_time`: seconds of a training step of every phase of every arm, all timed in turn, as trials train.
 
-python -m pipeline.launch step_time
+python -m pipeline.step_time [--study]
 """
 
-from maskdm.config.reading import load_params, load_recipe
+import argparse
+import os
+
+from maskdm.config.params import Params
+from maskdm.config.reading import load_block, load_params, load_recipe
+from maskdm.config.study import DEFAULT, Parts
+from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, start_processes, take_threads
 from maskdm.engine.step_time import write_times
 from maskdm.runtime.errors import exit_with_one_line
-from maskdm.runtime.paths import ROOT, STEP_TIME
+from maskdm.runtime.paths import ROOT, STEP_TIME, STUDY, STUDY_STEP_TIME
 from maskdm.runtime.processes import started_processes
 from maskdm.training.plan import arm_plans
 
 
 def main() -> None:
-    """Measure and write `records/step_time.json`; with several processes, as training does."""
-    with exit_with_one_line(), started_processes() as processes:
+    """Measure, and write a file in `records/` whose arms are called `<comparison>/<arm>`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.step_time")
+    parser.add_argument("--study", action="store_true", help="of the study's parts instead of params.yaml")
+    study = parser.parse_args().study
+    with exit_with_one_line():
         params = load_params(ROOT / "params.yaml")
+        found: dict[str, Params] = {DEFAULT: params}
+        if study:
+            found = {name: part.params(params) for name, part in load_block(Parts, "parts", STUDY).root.items()}
+        trials = sum(len(one.seeds) * len(one.arms) for one in found.values()) if study else len(params.seeds)
+        processes = count_processes(trials)
+        if processes > 1 and WITHIN_TORCHRUN not in os.environ:
+            option = ["--study"] if study else []
+            raise SystemExit(start_processes(processes, "pipeline.step_time", option))
         recipe = load_recipe(params.recipe, ROOT)
-        arms = {arm: arm_plans(params, recipe, arm) for arm in params.arms}
-        write_times(STEP_TIME, params, recipe, arms, processes)
+        arms = {f"{name}/{arm}": arm_plans(one, recipe, arm) for name, one in found.items() for arm in one.arms}
+        take_threads(trials, processes)
+        with started_processes() as group:
+            write_times(STUDY_STEP_TIME if study else STEP_TIME, params, recipe, arms, group)
 
 
 if __name__ == "__main__":

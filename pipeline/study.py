@@ -6,16 +6,14 @@ A trial that is recorded, in this part or in another one, is not trained again; 
 """
 
 import argparse
+import signal
 
 from maskdm.config.reading import load_block
 from maskdm.config.study import Parts
-from maskdm.engine.project import Project
-from maskdm.engine.study import Task, keep_known, run
-from maskdm.engine.workers import add_workers, count_workers, run_all
+from maskdm.engine.comparing import run_part
+from maskdm.engine.workers import add_workers, count_workers
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
-from maskdm.runtime.paths import ROOT, STUDY
-from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import fold_records
+from maskdm.runtime.paths import STUDY
 
 
 def main() -> None:
@@ -29,12 +27,8 @@ def main() -> None:
         parts = load_block(Parts, "parts", STUDY).root
         if chosen.part not in parts:
             raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(parts)}")
-        settings = parts[chosen.part]
-        tasks = [Task(chosen.part, arm, seed, settings) for seed in settings.seeds for arm in settings.arms]
-        missing = keep_known(Project.open(ALONE), tasks)
-        for _ in run_all(run, missing, workers, unit="trial"):
-            pass
-        fold_records(ROOT, "study", chosen.part, keep={task.key for task in tasks})
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
+        run_part(chosen.part, parts[chosen.part], workers)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pandas as pd
 
 from maskdm.config.reading import load_block, load_params, load_recipe
 from maskdm.config.study import Parts
-from maskdm.engine.throughput import measure_memory, row
+from maskdm.engine.step_time import measure_memory, throughput
 from maskdm.engine.workers import run_all
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_csv
@@ -23,11 +23,13 @@ def main() -> None:
     """Measure the first phase of every arm of the part and write the table."""
     with exit_with_one_line():
         params, part = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root[PART]
-        comparison, recipe = part.comparison(params), load_recipe(params.recipe, ROOT)
+        comparison, recipe = part.params(params), load_recipe(params.recipe, ROOT)
         plans = {arm: arm_plans(comparison, recipe, arm)[0] for arm in part.arms}
         times = read_step_times(STUDY_STEP_TIME)
         memory = dict(run_all(measure_memory, list(plans.items()), workers=1, unit="mask"))
-        rows = [row(arm, plan, times.of(f"{PART}/{arm}", 0), memory[arm], params.grid) for arm, plan in plans.items()]
+        rows = [
+            throughput(arm, plan, times.of(f"{PART}/{arm}", 0), memory[arm], params.grid) for arm, plan in plans.items()
+        ]
         table = pd.DataFrame(rows)
         # Ideally a masked image is as much cheaper as it has fewer FLOPs: equal FLOP/s.
         dense = table.loc[table["effective_mask_ratio"] == 0, "flops_per_second"].iloc[0]

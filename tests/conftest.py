@@ -15,7 +15,7 @@ from maskdm.networks.uvit import UViT
 torch.set_num_threads(1)  # networks this small get no faster with two, and much slower on a busy machine
 
 PARAMS: dict[str, Any] = {
-    "seed": 0,
+    "seeds": [0, 1],
     "recipe": "tuned",
     "data": {
         "name": "digits",
@@ -28,20 +28,20 @@ PARAMS: dict[str, Any] = {
     "model": {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2, "class_conditional": False},
     "budget": {"train_flops": 3e9, "snapshots": [0.5, 1.0]},
     "heldout": {"images": 32, "points": 4},
-    "pretrain": {
-        "none": [],
-        "patch75": [{"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}],
+    "arms": {
+        "scratch": [{"batch_size": 8}],
+        "patch75": [
+            {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16},
+            {"batch_size": 8},
+        ],
         "staged": [
             {"mask": {"strategy": "block", "ratio": 0.75, "block": 2}, "share": 0.2, "batch_size": 16},
             {"mask": {"strategy": "crop", "crop": 3}, "share": 0.2, "batch_size": 16},
+            {"batch_size": 8},
         ],
     },
-    "arms": {
-        "scratch": {"pretrain": "none", "finetune": {"batch_size": 8}},
-        "patch75": {"pretrain": "patch75", "finetune": {"batch_size": 8}},
-        "staged": {"pretrain": "staged", "finetune": {"batch_size": 8}},
-    },
     "baseline": "scratch",
+    "controls": {},
     "sampling": {"sampler": "ddim", "num_inference_steps": 4, "eta": 0.0, "batch_size": 16},
     "evaluation": {
         "extractor": "effnet_lite0",
@@ -55,6 +55,7 @@ PARAMS: dict[str, Any] = {
         "nearest_k": 3,
     },
     "search": {
+        "seed": 0,
         "train_flops": 3e9,
         "trials": 3,
         "parallel": 2,

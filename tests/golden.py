@@ -23,7 +23,7 @@ from maskdm.numerics import NUMERICS
 from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import network_sha256
 from maskdm.training.objective import noise_schedule
-from maskdm.training.plan import build_network, plan_finetune, plan_pretrain
+from maskdm.training.plan import arm_plans, build_network
 from tests.conftest import PARAMS, RECIPE, make_data
 
 FILE = Path(__file__).with_name("golden.json")
@@ -84,12 +84,14 @@ def measure(name: str, folder: Path) -> tuple[Numbers, str]:
     )
     params = Params.model_validate(
         PARAMS
-        | {"model": PARAMS["model"] | model, "pretrain": {"masked": masked}, "baseline": "arm"}
-        | {"arms": {"arm": {"pretrain": "masked", "finetune": {"batch_size": 4}}}}
+        | {"model": PARAMS["model"] | model, "seeds": [0], "baseline": "arm"}
+        | {"arms": {"arm": [*masked, {"batch_size": 4}]}}
     )
     project = Project(params, recipe, make_data(), torch.device("cpu"), ALONE)
-    whole = (*plan_pretrain(params, recipe, "masked"), plan_finetune(params, recipe, "arm"))
-    plans = tuple(replace(plan, steps=STEPS, heldout_steps=(STEPS,), snapshot_steps={}) for plan in whole)
+    plans = tuple(
+        replace(plan, steps=STEPS, heldout_steps=(STEPS,), snapshot_steps={})
+        for plan in arm_plans(params, recipe, "arm")
+    )
     torch.manual_seed(0)
     start = build_network(params.model, params.data, num_classes=4)
     trained = train_phases(project, plans, start, folder, log=lambda _: None)

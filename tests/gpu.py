@@ -2,14 +2,15 @@
 
 python -m tests.gpu FOLDER [--train-flops 2e15] [--code CHECKOUT]
 
-Runs prepare, reference, masks, pretrain, finetune, evaluate and report for all arms. Beside them it trains the first
-masked phase and the dense one again, whole (with the code of another checkout, if one is named) and killed in the
-middle, which must give the same weights bit for bit, and an arm with the recipe `tuned`. Prints a line a check; the
-stages share the GPU, so that times mean little here.
+Runs prepare, reference, masks, pretrain, finetune, evaluate, step_time and report for all arms with one seed. Beside
+them it trains the first masked phase and the dense one again, whole (with the code of another checkout, if one is
+named) and killed in the middle, which must give the same weights bit for bit, and an arm with the recipe `tuned`.
+Prints a line a check; the trainings share the GPU, so that their times mean little.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
@@ -81,62 +83,62 @@ def main() -> None:
     ]
     with ThreadPool(AT_A_TIME) as pool:
         pool.map(lambda job: job(), jobs, chunksize=1)
-    for name, path in {"masked": f"pretrain/{arms[1]}", "dense": "finetune/scratch"}.items():
+    for name, path in {"masked": f"pretrain/{arms[1]}/0", "dense": "finetune/scratch/0"}.items():
         of = {project.name: sha256(project / "runs" / path) for project in (whole, copies["again"], copies["killed"])}
         check(f"the same seed gives the same weights, {name}", of["whole"] == of["again"] != "", **of)
         check(f"a killed run ends with the same weights, {name}", of["whole"] == of["killed"] != "")
-    stage(check, whole, "report")
+    for name in ("step_time", "report"):
+        stage(check, whole, name)
     sys.exit(not all(found["passed"] for found in check.found.values()))
 
 
 def chain(check: Checks, folder: Path, arm: str) -> None:
     """Every stage of an arm."""
-    key = YAML().load(folder / "params.yaml")["arms"][arm]["pretrain"]
-    for arguments in (("pretrain", key), ("finetune", arm), ("evaluate", arm)):
-        stage(check, folder, "launch", *arguments)
-    losses(check, folder, arm, key)
+    for name in ("pretrain", "finetune", "evaluate"):
+        stage(check, folder, name, arm)
+    losses(check, folder, arm)
 
 
-def losses(check: Checks, folder: Path, arm: str, key: str) -> None:
-    """Did the loss fall, from the first row of each stage to its last?"""
-    for name, path in (("pretrain", key), ("finetune", arm)):
-        record = folder / "records" / name / f"{path}.json"
-        rows = json.loads(record.read_text())["history"] if record.is_file() else []
-        if name == "pretrain" and key == "none":
-            continue
-        machine = json.loads(record.with_suffix(".machine.json").read_text()) if rows else {}
-        ends = {kind: [round(row[kind], 4) for row in (rows[0], rows[-1])] for kind in ("loss", "heldout_loss") if rows}
-        about = {what: machine.get(what) for what in ("images_per_second", "peak_memory_bytes", "stage_seconds")}
-        fell = bool(rows) and ends["heldout_loss"][1] < ends["heldout_loss"][0]
-        check(f"{folder.name}: the loss falls, {name} {path}", fell, ends=ends, rows=len(rows), **about)
+def losses(check: Checks, folder: Path, arm: str) -> None:
+    """Did the held-out loss fall, from the first row of each phase to its last?"""
+    path = folder / "records" / "default" / f"{arm}.jsonl"
+    trial = json.loads(path.read_text()) if path.is_file() else {"record": {"history": []}, "machine": {}}
+    rows = [row for row in trial["record"]["history"] if "heldout_loss" in row]
+    about = {what: trial["machine"].get(what) for what in ("images_per_second", "peak_memory_bytes", "stage_seconds")}
+    check(f"{folder.name}: a record of {arm}", bool(rows), **about)
+    for phase, group in itertools.groupby(rows, key=lambda row: row["phase"]):
+        own = list(group)
+        ends = {kind: [round(row[kind], 4) for row in (own[0], own[-1])] for kind in ("loss", "heldout_loss")}
+        fell = ends["heldout_loss"][1] < ends["heldout_loss"][0]
+        check(f"{folder.name}: the loss falls, {arm}, phase {phase}", fell, ends=ends, rows=len(own))
 
 
 def again(check: Checks, folder: Path, arm: str) -> None:
     """The same training once more."""
-    for arguments in (("pretrain", arm), ("pretrain", "none"), ("finetune", "scratch")):
-        stage(check, folder, "launch", *arguments)
+    for arguments in (("pretrain", arm), ("pretrain", "scratch"), ("finetune", "scratch")):
+        stage(check, folder, *arguments)
 
 
 def killed(check: Checks, folder: Path, arm: str) -> None:
     """Trains with SIGKILL in the middle, then to the end."""
-    stage(check, folder, "launch", "pretrain", "none")
+    stage(check, folder, "pretrain", "scratch")
     for arguments in (("pretrain", arm), ("finetune", "scratch")):
         with (folder / "killed.log").open("a") as log:
-            process = subprocess.Popen(
-                command("launch", *arguments), cwd=folder, env=environment(), stderr=log, stdout=log
-            )
+            process = subprocess.Popen(command(*arguments), cwd=folder, env=environment(), stderr=log, stdout=log)
             deadline, seen = time.monotonic() + 150, list[Path]()
             while time.monotonic() < deadline and process.poll() is None and not seen:
-                seen = list((folder / "work").glob(f"{arguments[0]}-*/*/phase0.pt"))
+                seen = list((folder / "work").glob(f"{'-'.join(arguments)}-*/*/phase0.pt"))
                 time.sleep(0.01)
             time.sleep(1.5)  # some steps beyond the checkpoint
+            workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.send_signal(signal.SIGKILL)
             status = process.wait()
+            psutil.wait_procs(workers, timeout=30)  # they end with it, but not at once
         saved = (
             torch.load(seen[0], weights_only=True, map_location="cpu")["step"] if seen and seen[0].exists() else None
         )
         check(f"killed in {' '.join(arguments)}", status == -signal.SIGKILL and saved is not None, saved_step=saved)
-        stage(check, folder, "launch", *arguments)
+        stage(check, folder, *arguments)
 
 
 def stage(check: Checks, folder: Path, *arguments: str) -> None:
@@ -177,6 +179,7 @@ def make_project(
     for name in ("maskdm", "pipeline", "profiles"):
         shutil.copytree(code / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     params = YAML().load(folder / "profiles" / "celeba64.yaml")
+    params["seeds"] = [0]
     params["budget"] = {"train_flops": train_flops, "snapshots": [0.5, 1.0]}
     params["heldout"] = {"images": 512, "points": 20}
     params["sampling"] |= {"num_inference_steps": 25, "batch_size": 128}

@@ -2,10 +2,10 @@
 
 python -m tests.kills [--points 20] [--seed 0] [--folder build/kills]
 
-Both runs are of a toy comparison, each in a copy of the project. The first one is timed: when each activity (a phase
-of pre-training, of fine-tuning, the sampling of a snapshot, its evaluation) begins and how long it takes, with the
-writing of its results and DVC's own work behind it. Points are then drawn uniformly from the time of each kind of
-activity. At each of them SIGKILL ends the second run's whole process group, and the same command starts it again.
+Both runs are of a toy comparison, each in a copy of the project. The first one is timed: when each activity (an arm's
+pre-training, fine-tuning or evaluation, with all seeds) begins and how long it takes, with the writing of its results
+and DVC's own work behind it. Points are then drawn uniformly from the time of each kind of activity. At each of them
+SIGKILL ends the second run's whole process group, and the same command starts it again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ import pandas as pd
 import torch
 
 from maskdm.tracking.mlflow_store import ENVIRONMENT as MLFLOW_SETTINGS
-from tests.toy import ENVIRONMENT, write_params
-from tests.workspace import PROJECT, make_workspace
+from maskdm.tracking.records import read_records
+from tests.workspace import ENVIRONMENT, PROJECT, make_workspace, write_params
 
 # Long enough for several checkpoints a phase, and for sampling and evaluation to be hit.
 SETTINGS: dict[str, Any] = {
-    "budget": {"train_flops": 1e10, "snapshots": [0.25, 0.5, 1.0]},
+    "budget": {"train_flops": 4e10, "snapshots": [0.25, 0.5, 1.0]},
     "sampling": {"sampler": "ddim", "num_inference_steps": 40, "eta": 1.0, "batch_size": 64},
     "evaluation": {
         "extractor": "effnet_lite0",
@@ -56,11 +56,10 @@ USUAL, OFTEN = "\nCHECKPOINT_SECONDS = 30.0", "\nCHECKPOINT_SECONDS = 0.5"
 SHOWN = re.compile(r"Running stage '(?P<stage>.+?)'|\r(?P<bar>[^\r\n:]+): +(?P<percent>\d+)%")
 KINDS = {
     "pre-training": re.compile(r"pretrain@\w+ pretrain "),
-    "fine-tuning": re.compile(r"finetune@\w+ finetune"),
-    "sampling": re.compile(r"evaluate@\w+ sample "),
-    "evaluation": re.compile(r"evaluate@\w+ \w+ features"),
+    "fine-tuning": re.compile(r"finetune@\w+ finetune "),
+    "evaluation": re.compile(r"evaluate@\w+ evaluate "),
 }
-OF_THE_MACHINE = re.compile(r"(train|stage)_seconds|images_per_second.*|peak_memory_bytes|seconds_to_target")
+OF_THE_MACHINE = re.compile(r"(train_|stage_)?seconds.*|images_per_second.*|peak_memory_bytes.*")
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,7 @@ class Activity:
     """A stretch of the run, up to the beginning of the next one."""
 
     name: str  # the DVC stage and, once its start-up is over, its progress bar
-    snapshots: int  # that `evaluate` had finished before
     began: float  # seconds since the start of the command
-    percent: int = 0  # how much of it was done before, by a run that was killed
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """What tells it from others, in every run."""
-        return self.name, self.snapshots
 
     @property
     def kind(self) -> str | None:
@@ -123,21 +115,44 @@ class Repro:
                 stage = shown["stage"] or stage
                 name = stage if shown["stage"] else f"{stage} {shown['bar']}"
                 if name != last:  # else the same bar, further on
-                    yield self._now(name, int(shown["percent"] or 0))
+                    yield self._now(name)
                 last = name
         if self._process.wait():
             raise RuntimeError(f"dvc repro failed:\n{self.output}")
-        yield self._now("end", 0)
+        yield self._now("end")
 
     def kill(self) -> None:
         """SIGKILL to DVC, to the stage and to all they have started."""
         with suppress(ProcessLookupError):  # it may have come to its end
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
+        rest, _ = self._process.communicate()
+        self.output += rest.decode(errors="replace")
+        wait_for_workers(self.folder)
 
-    def _now(self, name: str, percent: int) -> Activity:
-        finished = len(list(self.folder.glob(f"work/{name.split()[0].replace('@', '-')}/*/*.json")))
-        return Activity(name, finished, time.monotonic() - self._started, percent)
+    @property
+    def stage(self) -> str:
+        """The DVC stage that began last."""
+        return [shown["stage"] for shown in SHOWN.finditer(self.output) if shown["stage"]][-1]
+
+    def _now(self, name: str) -> Activity:
+        return Activity(name, time.monotonic() - self._started)
+
+
+def wait_for_workers(folder: Path) -> None:
+    """Until the workers of the stage, which are no longer of its process group, have noticed that it is gone."""
+    deadline = time.monotonic() + 30
+    while any(Path(os.readlink(link)) == folder.resolve() for link in working_folders()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{folder}: a worker outlives its stage")
+        time.sleep(0.05)
+
+
+def working_folders() -> Iterator[Path]:
+    """The links to the working folders of all other processes that can be seen."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(process.name) != os.getpid() and os.readlink(process / "cwd"):
+                yield process / "cwd"
 
 
 def make_project(folder: Path, **settings: Any) -> None:
@@ -147,6 +162,11 @@ def make_project(folder: Path, **settings: Any) -> None:
     """
     make_workspace(folder, "smoke")
     write_params(folder, **settings)
+    often(folder)
+
+
+def often(folder: Path) -> None:
+    """Let the trainer of the project in `folder` save a checkpoint twice a second."""
     path = folder / "maskdm" / "training" / "loop.py"
     code = path.read_text()
     assert code.count(USUAL) == 1, f"{path}: no {USUAL}"
@@ -175,38 +195,39 @@ def draw_points(activities: list[Activity], count: int, seed: int, only: str = "
 def kill_at(folder: Path, point: Point, activities: list[Activity], target: str | None = None) -> str:
     """Run `dvc repro` in `folder` up to `point` and kill it; returns where that was, and what was on disk.
 
-    What an earlier run has done of the activity counts as time passed. If the run is beyond the activity already, it is
-    killed where it is.
+    If the run is beyond the activity already, or is so before the time has come, it is killed where it is.
     """
-    order = {activity.key: index for index, activity in enumerate(activities)}
+    order = {activity.name: index for index, activity in enumerate(activities)}
     repro = Repro(folder, target)
     for activity in repro.activities():
-        if order.get(activity.key, -1) >= point.index:
+        if order.get(activity.name, -1) >= point.index:
             break
-    wait = point.seconds - activity.percent / 100 * point.duration if order[activity.key] == point.index else 0.0
-    time.sleep(max(0.0, wait))
+    time.sleep(point.seconds if order[activity.name] == point.index else 0.0)
     repro.kill()
-    where = f"{activity.name:<38} {max(0.0, wait):5.2f} s in, from {activity.percent:3d} %"
-    return f"{where}   {on_disk(folder, activity.name)}"
+    return f"{repro.stage:<20} {point.seconds:5.2f} s after {activity.name:<28} {on_disk(folder, repro.stage)}"
 
 
-def on_disk(folder: Path, name: str) -> str:
-    """What a stage can go on from, e.g. `checkpoints: phase 0 at step 81`. A torn file is an error."""
-    stage = name.split()[0]
-    work = folder / "work" / stage.replace("@", "-")
-    if stage.startswith("evaluate"):
-        return f"finished snapshots: {len(list(work.glob('*/*.json')))} of 3"
-    saved = [(path.stem[5:], torch.load(path, weights_only=True)["step"]) for path in sorted(work.glob("*/phase*.pt"))]
-    return "checkpoints: " + (", ".join(f"phase {phase} at step {step}" for phase, step in saved) or "none")
+def on_disk(folder: Path, stage: str) -> str:
+    """What the trials of a stage can go on from, e.g. `0: phase 0 at step 81`. A torn file is an error."""
+    found = []
+    for work in sorted(folder.glob(f"work/{stage.replace('@', '-')}-*/*")):
+        seed = work.parent.name.rpartition("-")[2]
+        for path in sorted(work.glob("phase*.pt")):
+            found.append(f"{seed}: {path.stem} at step {torch.load(path, weights_only=True)['step']}")
+        if stage.startswith("evaluate"):
+            found.append(f"{seed}: {len(list(work.glob('judged/*.json')))} snapshots judged")
+    return "; ".join(found) or "nothing under way"
 
 
 def facts(folder: Path, only: str = "") -> dict[str, Any]:
     """All that must not depend on interruptions, by name; those whose name contains `only`."""
     found: dict[str, Any] = {}
-    for path in (*folder.glob("runs/**/*"), *folder.glob("records/**/*.json")):
-        if path.is_file() and not path.match("*.machine.json") and path.name != "step_time.json":
+    for path in (*folder.glob("runs/**/*"), folder / "records" / "reference.json"):
+        if path.is_file() and path.name != "timing.json":
             found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in folder.glob("reports/*.csv"):
+    for record, _ in read_records(folder, ("default",)):
+        found[f"records/{record.stage}/{record.key}"] = asdict(record)
+    for path in folder.glob("reports/**/*.csv"):
         table = pd.read_csv(path)
         columns = [name for name in table if not OF_THE_MACHINE.fullmatch(str(name))]
         found[str(path.relative_to(folder))] = table[columns].to_csv()

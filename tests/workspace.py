@@ -3,12 +3,19 @@
 python -m tests.workspace FOLDER PROFILE
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from ruamel.yaml import YAML
+
+from tests.conftest import PARAMS
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 SOURCES = ("maskdm", "pipeline", "profiles", "study", "dvc.yaml", ".dvcignore")
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +37,14 @@ def make_workspace(folder: Path, profile: str) -> None:
         for setting in ("core.analytics", "core.check_update"):
             subprocess.run(["dvc", "config", setting, "false"], cwd=folder, check=True)
     shutil.copytree(PROJECT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
+
+
+def write_params(folder: Path, **changes: Any) -> None:
+    """Write `params.yaml` for two arms, one with two masked phases, that train in seconds; `changes` replace blocks."""
+    params = json.loads(json.dumps(PARAMS)) | changes
+    params["arms"] = {name: params["arms"][name] for name in ("scratch", "staged")}
+    with (folder / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params, file)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""The schema of `params.yaml`: data, network, arms with their phases and budget, evaluation, search.
+"""The schema of `params.yaml`: the default comparison, its data and network, evaluation, search.
 
 Every key is required unless it is documented as optional, no key is ignored, and no value is guessed: what the file
 says is what runs.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdm.config.masks import Mask
-from maskdm.config.recipe import Handover, Optimisation, Recipe
+from maskdm.config.comparison import Comparison, Phase, Seed, Share
 from maskdm.config.schema import Fraction, Name, Positive, Schema
 
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
@@ -65,60 +64,6 @@ class Model(Schema):
         return self
 
 
-class Phase(Schema):
-    """A stretch of training with one batch size; `override` replaces keys of the recipe's `optimisation`."""
-
-    batch_size: Positive
-    override: dict[str, Any] = Field(default_factory=dict)
-
-    def optimisation(self, recipe: Recipe) -> Optimisation:
-        """The recipe's optimisation with this phase's overrides."""
-        return Optimisation.model_validate({**recipe.optimisation.model_dump(), **self.override})
-
-    @model_validator(mode="after")
-    def _known_overrides(self) -> Self:
-        for key in self.override:
-            if key not in Optimisation.model_fields:
-                raise ValueError(f"override.{key} is not a known key; allowed: {', '.join(Optimisation.model_fields)}")
-        return self
-
-
-class MaskedPhase(Phase):
-    """A pre-training phase: its mask, and its share of the arm's whole compute budget."""
-
-    mask: Mask
-    share: Annotated[float, Field(gt=0, le=1)]
-    positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
-    handover: Handover | None = None  # optional: in place of the recipe's
-
-
-class Arm(Schema):
-    """One line of the comparison: a pre-training (key of `pretrain`), then fine-tuning with the rest of the budget."""
-
-    pretrain: Name
-    finetune: Phase
-
-
-class Budget(Schema):
-    """What every arm spends, and where along it snapshots of the weights are taken."""
-
-    train_flops: Annotated[float, Field(gt=0)]  # forward, backward and update, of all phases of an arm together
-    snapshots: tuple[Annotated[float, Field(gt=0, le=1)], ...]  # shares of the budget, ascending; the last is 1
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.snapshots or list(self.snapshots) != sorted(set(self.snapshots)) or self.snapshots[-1] != 1:
-            raise ValueError(f"snapshots={list(self.snapshots)}; allowed: ascending shares of the budget, the last 1")
-        return self
-
-
-class Heldout(Schema):
-    """The held-out denoising loss: on how many fixed images, and at how many points along the budget."""
-
-    images: Positive
-    points: Positive
-
-
 class Sampling(Schema):
     """How images are drawn from a snapshot."""
 
@@ -169,7 +114,7 @@ class SearchSpace(Schema):
     blocks: Annotated[tuple[Positive, ...], Field(min_length=1)]
     crops: Annotated[tuple[Positive, ...], Field(min_length=1)]
     max_phases: Literal[1, 2]  # 2: the first mask may be followed by one of half its ratio
-    share: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]  # of the budget: from, to
+    share: tuple[Share, Share]  # of the budget: from, to
     batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)]
     lr: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]  # of pre-training: from, to; logarithmic
 
@@ -184,13 +129,14 @@ class SearchSpace(Schema):
 class Search(Schema):
     """The search for a pre-training: trials of equal compute, judged by the held-out loss at their end."""
 
+    seed: Seed  # of the draws and of every trial
     train_flops: Annotated[float, Field(gt=0)]  # of every trial, and of every run that confirms
     trials: Positive
     parallel: Positive  # trials that may run at a time: each is drawn without knowing what the others come to
     space: SearchSpace
     finetune: Phase  # of every trial
     confirm: Positive  # how many of the best are trained again and judged by distance, beside the paper's and scratch
-    confirm_seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]  # other than the search's
+    confirm_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]  # other than the search's
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
@@ -198,19 +144,20 @@ class Search(Schema):
             raise ValueError(f"confirm={self.confirm}; allowed: at most trials ({self.trials})")
         return self
 
+    @model_validator(mode="after")
+    def _finetuning_is_whole(self) -> Self:
+        for key in ("mask", "share", "handover"):
+            if (value := getattr(self.finetune, key)) is not None:
+                raise ValueError(f"finetune.{key}={value}; allowed: none, it is the last phase and sees whole images")
+        return self
 
-class Params(Schema):
+
+class Params(Comparison):
     """All of `params.yaml`."""
 
-    seed: Annotated[int, Field(ge=0)]
     recipe: Name
     data: Data
     model: Model
-    budget: Budget
-    heldout: Heldout
-    pretrain: dict[Name, tuple[MaskedPhase, ...]]  # an empty list: the initial weights, for training from scratch
-    arms: dict[Name, Arm]
-    baseline: Name  # the arm the others are compared with
     sampling: Sampling
     evaluation: Evaluation
     search: Search
@@ -221,30 +168,28 @@ class Params(Schema):
         side = self.data.image_size // self.model.patch_size
         return side, side
 
+    @property
+    def seed(self) -> int:
+        """The one seed of a trial's settings."""
+        (seed,) = self.seeds
+        return seed
+
+    @property
+    def arm(self) -> str:
+        """The one arm of a trial's settings."""
+        (arm,) = self.arms
+        return arm
+
+    def trial(self, arm: str, seed: int) -> Self:
+        """The settings of one trial: one arm with one seed."""
+        own = {"seeds": (seed,), "arms": {arm: self.arms[arm]}, "baseline": arm, "controls": {}}
+        return self.model_copy(update=own)
+
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _fits(self) -> Self:
         if self.data.image_size % self.model.patch_size:
             raise ValueError(
                 f"model.patch_size={self.model.patch_size} does not divide data.image_size={self.data.image_size}"
             )
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline={self.baseline}; allowed: a key of arms ({', '.join(self.arms)})")
-        for name, phases in self.pretrain.items():
-            self._check_phases(name, phases)
-        for name, arm in self.arms.items():
-            if arm.pretrain not in self.pretrain:
-                raise ValueError(
-                    f"arms.{name}.pretrain={arm.pretrain}; allowed: a key of pretrain ({', '.join(self.pretrain)})"
-                )
-        if unread := self.pretrain.keys() - {arm.pretrain for arm in self.arms.values()}:
-            raise ValueError(f"pretrain.{min(unread)} is used by no arm; name it in an arm or remove it")
+        self.check_grid(self.grid)
         return self
-
-    def _check_phases(self, name: str, phases: tuple[MaskedPhase, ...]) -> None:
-        for index, phase in enumerate(phases):
-            try:
-                phase.mask.num_keep(self.grid)
-            except ValueError as error:
-                raise ValueError(f"pretrain.{name}[{index}].{error}") from None
-        if sum(phase.share for phase in phases) > 1 + 1e-9:
-            raise ValueError(f"pretrain.{name}: the shares add up to more than 1, the whole budget")

@@ -1,14 +1,12 @@
-"""Samples of every snapshot of an arm against real images.
+"""Samples of every snapshot of a trial against real images.
 
 A snapshot's row is kept in the work folder as soon as it is known, so that a kill costs one snapshot at most. Several
 processes draw and look at a share of the samples each; the main one measures, holds the work folder and writes.
 """
 
 import json
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,85 +16,51 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskdm.config.reading import flat
-from maskdm.engine.project import Project, exclusive, identity, now, run_params
+from maskdm.config.params import Params
+from maskdm.config.recipe import Recipe
+from maskdm.engine.project import Project
 from maskdm.evaluation.extractors import Extractor, extract, load_extractor
 from maskdm.evaluation.metrics import Reference, ReferenceKey, compare, load_reference
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.files import reading, write_atomically
-from maskdm.runtime.paths import REFERENCE, ROOT, weights_folder, work_folder
+from maskdm.runtime.paths import REFERENCE
 from maskdm.runtime.processes import ALONE, Processes
+from maskdm.runtime.progress import Reporter, Status
 from maskdm.runtime.seeding import generator
-from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import write_record
-from maskdm.training.checkpoint import load_snapshot, network_sha256, snapshot_folder
+from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.objective import noise_schedule
-from maskdm.training.plan import PhasePlan, arm_plans
+from maskdm.training.plan import PhasePlan, arm_plans, plan_finetune
 
 GRID_SIDE = 8  # samples a side of the grid that is kept
+AS_LONG = 1.6  # with looking at the samples; of the default's extractor
 
 Row = dict[str, Any]
 LogHistory = Callable[[list[Row]], None]
 
 
-def run_stage(project: Project, arm: str) -> None:
-    """Evaluate one arm. Goes on after a kill."""
-    started_at = now()
-    params, snapshots = project.params, find_snapshots(project, arm)
-    settings = params.model_dump(include={"sampling", "evaluation"})
-    run_identity = identity(
-        project,
-        ["evaluate", arm, params.seed, settings],
-        {share: network_sha256(load_snapshot(folder, project.device)) for share, folder in snapshots.items()},
-    )
-    record = project.record(
-        "evaluate", arm, arm, run_identity, run_params(project, params.arms[arm].pretrain, ()) | flat(settings)
-    )
-    work = work_folder("evaluate", arm, run_identity)
-    judge = Judge.open(project, arm, work)
-    if not project.processes.is_main:
-        judge_all(judge, snapshots, log=lambda _: None)
-        return
-    with exclusive(work), mlflow_store.live_run(ROOT, record) as run:
-        history, seconds = judge_all(judge, snapshots, run.log_history)
-        machine = project.machine(started_at, sum(seconds), len(history) * params.evaluation.samples, seconds)
-        summary = {name: history[-1][name] for name in ("images_seen", "train_flops", *judge.metrics)}
-        out = save_samples(arm, work)
-        write_record(ROOT, replace(record, summary=summary, history=history), machine)
-        run.log_machine(machine)
-        run.log_artifact(out / "grid.png")
-    shutil.rmtree(work.parent, ignore_errors=True)
-
-
-def judge_all(judge: "Judge", snapshots: dict[float, Path], log: LogHistory) -> tuple[list[Row], list[float]]:
-    """The row of every snapshot and the seconds each took; on other processes than the main one, of no meaning."""
+def judge_all(judge: "Judge", snapshots: dict[float, Path], log: LogHistory) -> list[Row]:
+    """The row of every snapshot, share of the budget -> folder; on other processes than the main one, of no meaning."""
     history: list[Row] = []
-    seconds: list[float] = []
-    for share, folder in snapshots.items():
-        row, took = cached(judge.work / f"{share}.json", partial(judge, share, folder), judge.project.processes)
-        history.append(row)
-        seconds.append(took)
+    reporter, whole = Reporter(), judging_flops(judge.project.params, judge.project.recipe)
+    for done, (share, folder) in enumerate(snapshots.items()):
+        reporter.report(Status(whole * done / len(snapshots)))
+        path = judge.work / "judged" / f"{share}.json"
+        history.append(cached(path, partial(judge, share, folder), judge.project.processes))
         log(history)
-    return history, seconds
+    return history
 
 
-def find_snapshots(project: Project, arm: str) -> dict[float, Path]:
-    """Share of the budget -> folder with the weights. Early shares may lie in the arm's pre-training."""
-    stages = (("finetune", arm), ("pretrain", project.params.arms[arm].pretrain))
-    found: dict[float, Path] = {}
-    for share in project.params.budget.snapshots:
-        if share == 1:
-            found[share] = weights_folder("finetune", arm)
-            continue
-        folders = [snapshot_folder(ROOT / "runs" / stage / key, share) for stage, key in stages]
-        found[share] = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return found
+def judging_flops(params: Params, recipe: Recipe) -> float:
+    """About what judging all snapshots of a trial takes, in FLOPs of training: for progress bars, not for a budget."""
+    dense = plan_finetune(params, recipe, params.baseline).flops_per_image
+    forward = params.sampling.num_inference_steps * dense / 3
+    return len(params.budget.snapshots) * params.evaluation.samples * AS_LONG * forward
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Samples a snapshot of an arm and compares the samples with real images."""
+    """Samples a snapshot of a trial and compares the samples with real images."""
 
     project: Project
     plans: tuple[PhasePlan, ...]  # of the whole arm
@@ -105,14 +69,14 @@ class Judge:
     work: Path  # where the last snapshot's first samples go
 
     @classmethod
-    def open(cls, project: Project, arm: str, work: Path) -> "Judge":
-        """Load the extractor and the reference.
+    def open(cls, project: Project, work: Path) -> "Judge":
+        """Load the extractor and the reference. The project has the settings of one trial.
 
         Raises:
             MaskDMError: one of them is missing or is not what the settings ask for.
         """
         params = project.params
-        plans = arm_plans(params, project.recipe, arm)
+        plans = arm_plans(params, project.recipe, params.arm)
         extractor = load_extractor(params.evaluation, project.device)
         key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
         return cls(project, plans, extractor, load_reference(REFERENCE, key), work)
@@ -173,34 +137,29 @@ def sample_labels(project: Project) -> Tensor:
     return labels[torch.randint(len(labels), (project.params.evaluation.samples,), generator=random)]
 
 
-def cached(path: Path, compute: Callable[[], Row], processes: Processes = ALONE) -> tuple[Row, float]:
-    """What `compute()` returned and the seconds it took, from `path` if an earlier, killed run wrote it.
+def cached(path: Path, compute: Callable[[], Row], processes: Processes = ALONE) -> Row:
+    """What `compute()` returned, from `path` if an earlier, killed run wrote it.
 
     All processes compute, or none; the main one keeps the row, the others have none.
     """
     (missing,) = processes.agree(not path.is_file())
     if missing:
-        started = time.perf_counter()
-        row = compute()
+        content = json.dumps(compute()).encode()
         if processes.is_main:
-            content = json.dumps({"row": row, "seconds": time.perf_counter() - started})
-            write_atomically(path, lambda file: file.write(content.encode()))
+            write_atomically(path, lambda file: file.write(content))
     if not processes.is_main:
-        return {}, 0.0
+        return {}
     with reading(path, "delete it, and the same command judges the snapshot again"):
-        stored = json.loads(path.read_bytes())
-        return stored["row"], stored["seconds"]
+        row: Row = json.loads(path.read_bytes())
+        return row
 
 
-def save_samples(arm: str, work: Path) -> Path:
-    """The kept samples as an array, for the report, and as a picture, for MLflow; returns their folder."""
-    out = ROOT / "runs" / "evaluate" / arm
-    out.mkdir(parents=True, exist_ok=True)
+def save_samples(out: Path, work: Path) -> None:
+    """The kept samples as an array, for the report, and as a picture, for MLflow."""
     with reading(path := work / "samples.npy", f"delete {work}, and the same command draws them again"):
         images = np.load(path)
     write_atomically(out / "samples.npy", lambda file: np.save(file, images))
     write_atomically(out / "grid.png", lambda file: as_grid(images).save(file, format="PNG"))
-    return out
 
 
 def as_grid(images: np.ndarray) -> Image.Image:

@@ -1,55 +1,86 @@
-"""How many processes share a stage on this machine, and their start through torchrun."""
+"""A stage of `params.yaml` for all seeds of an arm: its trials side by side.
 
-import logging
+The command is the same on every machine, so that DVC does not take another number of cores or GPUs for a change.
+"""
+
 import os
 import signal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
+from maskdm.config.params import Params
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.study import DEFAULT
+from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, count_workers, start_processes
+from maskdm.engine.workers import load_libraries, run_all
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.threads import count_cores
-
-VARIABLE = "MASKDM_PROCESSES"
-
-
-def count_processes() -> int:
-    """How many processes to start here.
-
-    Raises:
-        MaskDMError: MASKDM_PROCESSES is not usable.
-    """
-    import torch  # the stage needs it anyway
-
-    asked, gpus = os.environ.get(VARIABLE, ""), torch.cuda.device_count()
-    if not asked:
-        return max(1, gpus)
-    if not asked.isdecimal() or int(asked) == 0 or (gpus and int(asked) > gpus):
-        allowed = f"1 to {gpus}, the GPUs of this machine" if gpus else "a whole number from 1"
-        raise MaskDMError(f"{VARIABLE}={asked}; allowed: {allowed}")
-    return int(asked)
+from maskdm.runtime.paths import ROOT
+from maskdm.tracking import mlflow_store
+from maskdm.tracking.records import fold_records
 
 
-def start_processes(count: int, arguments: list[str]) -> int:
-    """Run this command in `count` processes of torchrun and wait for them; returns the exit status.
+@dataclass(frozen=True)
+class Task:
+    """A stage of one trial."""
 
-    torchrun hands on Ctrl-C and SIGTERM, and ends all processes as soon as one fails.
+    stage: str
+    arm: str
+    seed: int
+    processes: int
+
+
+def run_stage(stage: str, arguments: list[str]) -> None:
+    """Run a stage for every seed of the arm that the command line names, as many at a time as the machine has room for.
+
+    Within torchrun, which starts the processes of several machines, seed after seed in those. At the end of `evaluate`
+    the records of the arm become one file.
 
     Raises:
-        MaskDMError: a process was killed, so that it could not say why.
+        MaskDMError: there is no such arm, or a setting or a file is not usable.
     """
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    params = load_params(ROOT / "params.yaml")
+    arm = chosen_key(arguments, params.arms)
+    if WITHIN_TORCHRUN in os.environ:
+        from maskdm.engine.stages import run_seeds  # here, as below: see `load_libraries`
 
-    logging.disable()  # of torchrun: the stage says itself, in one line, why it stopped
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // count)))  # torchrun's own default is 1
-    command = ["--standalone", f"--nproc-per-node={count}", "--module", "pipeline.launch", *arguments]
-    try:
-        run.run(run.parse_args(command))
-    except SignalException:
-        return 130
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise MaskDMError(f"process {rank} of {count} was ended by {name}; the same command goes on") from None
-        return failure.exitcode
-    return 0
+        run_seeds(stage, arm, params.seeds)
+    else:
+        start_trials(params, stage, arm)
+    if stage == "evaluate" and os.environ.get("RANK", "0") == "0":
+        fold_records(ROOT, DEFAULT, arm, keep={f"{arm}/{seed}" for seed in params.seeds})
+        mlflow_store.summarise(ROOT, DEFAULT)
+
+
+def start_trials(params: Params, stage: str, arm: str) -> None:
+    """Run a stage for every seed, each trial in a process of its own or in several."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
+    load_libraries()
+    from maskdm.engine.outlook import whole_run
+
+    processes = count_processes(len(params.seeds))
+    workers = count_workers(len(params.seeds), processes)
+    tasks = [Task(stage, arm, seed, processes) for seed in params.seeds]
+    bar = whole_run(params, load_recipe(params.recipe, ROOT), stage, arm)
+    for _ in run_all(run, tasks, workers, unit="trial", bar=bar, gpus=processes):
+        pass
+
+
+def run(task: Task) -> None:
+    """One stage of one trial, in this process or in several that it starts."""
+    from maskdm.engine.stages import run_seeds
+
+    if task.processes == 1:
+        run_seeds(task.stage, task.arm, [task.seed])
+    elif status := start_processes(task.processes, "maskdm.engine.stages", [task.stage, task.arm, str(task.seed)]):
+        raise SystemExit(status)
+
+
+def chosen_key(arguments: Sequence[str], known: Collection[str]) -> str:
+    """The one argument of a stage's command.
+
+    Raises:
+        MaskDMError: there is no such key.
+    """
+    if len(arguments) != 1 or arguments[0] not in known:
+        raise MaskDMError(f"{' '.join(arguments) or 'no key'}: allowed: one of {', '.join(known)}")
+    return arguments[0]

@@ -1,8 +1,8 @@
-"""What the stages that train and evaluate share: the opened project, a run's identity and its parameters."""
+"""What all that trains and judges shares: the opened project, and the identity and the parameters of a trial."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from maskdm.config.comparison import Phase
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask
-from maskdm.config.params import MaskedPhase, Params, Phase
+from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
@@ -23,12 +24,12 @@ from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.processes import Processes
 from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, hardware
 from maskdm.training.checkpoint import fingerprint
-from maskdm.training.plan import PhasePlan, build_network, peak_memory_bytes, plan_pretrain
+from maskdm.training.plan import PhasePlan, build_network
 
 
 @dataclass(frozen=True)
 class Project:
-    """The settings of a stage and where it runs."""
+    """The settings of a comparison, or of one trial, and where it runs."""
 
     params: Params
     recipe: Recipe
@@ -49,22 +50,25 @@ class Project:
             raise MaskDMError(f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false")
         return cls(params, load_recipe(params.recipe, ROOT), data, choose_device(), processes)
 
-    def plans(self, pretrain: str) -> tuple[PhasePlan, ...]:
-        """The phases of a pre-training."""
-        return plan_pretrain(self.params, self.recipe, pretrain)
+    def trial(self, arm: str, seed: int) -> "Project":
+        """The project with the settings of one trial."""
+        return replace(self, params=self.params.trial(arm, seed))
 
     def num_parameters(self) -> int:
         """Weights of the network."""
         with torch.device("meta"):
             return build_network(self.params.model, self.params.data, self.data.info["num_classes"]).num_parameters()
 
-    def record(self, stage: Stage, key: str, arm: str, run_identity: str, params: dict[str, Any]) -> Record:
-        """The record of a stage before anything is measured."""
+    def record(self, stage: Stage, key: str, trial_identity: str, params: dict[str, Any]) -> Record:
+        """The record of a trial before anything is measured."""
         data = {key: self.data.info[key] for key in ("name", "sha256", "train", "heldout", "shape")}
-        return Record(stage, key, arm, run_identity, {"arm": arm, **params}, data, summary={}, history=[])
+        arm = self.params.arm
+        return Record(stage, key, arm, trial_identity, {"arm": arm, **params}, data, summary={}, history=[])
 
-    def machine(self, started_at: str, total_seconds: float, images: int, seconds: list[float]) -> Machine:
-        """Where, when and how fast a stage ran: `images` in `total_seconds`, with the `seconds` of its rows."""
+    def machine(
+        self, started_at: str, total_seconds: float, images: int, seconds: list[float], memory: int | None
+    ) -> Machine:
+        """Where, when and how fast a trial trained: `images` in `total_seconds`, with the `seconds` of its rows."""
         return Machine(
             started_at=started_at,
             git=git_state(ROOT),
@@ -72,7 +76,7 @@ class Project:
             hardware=hardware(self.device, self.processes.count),
             stage_seconds=total_seconds,
             images_per_second=images / total_seconds if total_seconds else None,
-            peak_memory_bytes=peak_memory_bytes(self.device),
+            peak_memory_bytes=memory,
             seconds=seconds,
         )
 
@@ -87,17 +91,6 @@ def initial_network(params: Params, num_classes: int | None) -> UViT:
 def now() -> str:
     """ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def chosen_key(arguments: list[str], known: Collection[str]) -> str:
-    """The one argument of a stage's command, a key of `params.yaml`.
-
-    Raises:
-        MaskDMError: there is no such key.
-    """
-    if len(arguments) != 2 or arguments[1] not in known:
-        raise MaskDMError(f"{' '.join(arguments[1:]) or 'no key'}: allowed: one of {', '.join(known)}")
-    return arguments[1]
 
 
 @contextmanager
@@ -125,31 +118,32 @@ def identity(project: Project, *parts: Any) -> str:
     return fingerprint(NUMERICS, data, project.device.type, *parts)
 
 
-def phase_settings(phase: Phase, recipe: Recipe) -> dict[str, Any]:
-    """A phase for a fingerprint: what it comes to, however it is written.
+def arm_settings(phases: Sequence[Phase], recipe: Recipe) -> list[dict[str, Any]]:
+    """The phases of an arm for a fingerprint: what they come to, however they are written.
 
     Defaults are left out: a setting that is added later, with a default that means "as before", changes nothing.
     """
-    settings = phase.model_dump(exclude={"override", "handover"}, exclude_defaults=True)
-    if isinstance(phase, MaskedPhase):
-        settings["handover"] = phase.handover or recipe.handover
-    return settings | {"optimisation": phase.optimisation(recipe).model_dump(exclude_defaults=True)}
+    settings = [
+        phase.model_dump(exclude={"override", "handover"}, exclude_defaults=True)
+        | {"optimisation": phase.optimisation(recipe).model_dump(exclude_defaults=True)}
+        for phase in phases
+    ]
+    for phase, found in zip(phases[:-1], settings, strict=False):  # nothing comes after the last one
+        found["handover"] = phase.handover or recipe.handover
+    return settings
 
 
-def run_params(project: Project, pretrain: str, plans: tuple[PhasePlan, ...]) -> dict[str, Any]:
-    """The flat parameters of a run, under the same names in every run so that MLflow's UI can compare them.
+def trial_params(project: Project, plans: tuple[PhasePlan, ...]) -> dict[str, Any]:
+    """The flat parameters of a trial, under the same names in every trial so that MLflow's UI can compare them.
 
-    `mask.*` is the mask of the run itself, `pretrain.mask.*` that of the pre-training it builds on. Values of phases
-    in sequence are joined by arrows.
+    Values of phases in sequence are joined by arrows.
     """
     params = project.params
-    shared = flat(params.model_dump(include={"seed", "recipe", "data", "model"}))
+    shared = flat(params.model_dump(include={"recipe", "data", "model"}))
     schedule = project.recipe.model_dump(exclude={"optimisation"})
-    budget = {"budget.train_flops": params.budget.train_flops, "pretrain": pretrain}
-    size = {"num_parameters": project.num_parameters()}
-    before = _joined([mask_params(plan) for plan in project.plans(pretrain)] or [mask_params(None)])
     own = _joined([{**mask_params(plan), **_optimisation_params(plan)} for plan in plans])
-    return shared | size | schedule | budget | {f"pretrain.{key}": value for key, value in before.items()} | own
+    size = {"num_parameters": project.num_parameters()}
+    return {"seed": params.seed} | own | {"train_flops": params.budget.train_flops} | shared | size | schedule
 
 
 def mask_params(plan: PhasePlan | None) -> dict[str, Any]:
@@ -162,7 +156,7 @@ def mask_params(plan: PhasePlan | None) -> dict[str, Any]:
         "mask.effective_ratio": removed,
         "mask.size": _size(mask),
         "mask.positions": plan.positions if plan else True,
-        "mask.handover": plan.handover if plan and mask else "none",
+        "mask.handover": (plan and plan.handover) or "none",
     }
 
 

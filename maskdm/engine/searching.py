@@ -5,23 +5,25 @@ default and scratch with seeds that the search never saw.
 """
 
 import os
+import shutil
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from maskdm.config.params import BUDGET_TOLERANCE, MaskedPhase, Params
+from maskdm.config.comparison import Budget, Phase
+from maskdm.config.params import BUDGET_TOLERANCE, Params
 from maskdm.config.params import Search as SearchSettings
 from maskdm.config.reading import load_block, load_params
 from maskdm.engine.project import Project, identity
-from maskdm.engine.trial import run_trial, trial_identity, trial_params
+from maskdm.engine.trial import run_trial, trial_identity, work_of
 from maskdm.engine.workers import end_with_parent, visible_gpus
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
@@ -47,6 +49,7 @@ from maskdm.search import (
     run_trials,
     trials_frame,
 )
+from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import Record, Stage, fold_records, read_record
 from maskdm.training.loop import Row
 from maskdm.training.plan import plan_finetune
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
 POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
 POLL_SECONDS = 1.0
-BEST = "searched"  # the arm in best.yaml
+BEST, SCRATCH = "searched", "scratch"  # the arm in best.yaml, and the one that others are compared with
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,9 @@ class Search:
         params = params.model_copy(update={"heldout": heldout})
         project = replace(Project.open(ALONE), params=params)
         check(project)
-        settings = params.model_dump(include={"seed", "model", "heldout"}, exclude_defaults=True)
+        settings = params.model_dump(include={"model", "heldout"}, exclude_defaults=True)
         settings |= params.search.model_dump(
-            include={"train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
+            include={"seed", "train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
         )
         return cls(place, project, identity(project, place.stage, DRAWING, settings, project.recipe.model_dump()))
 
@@ -118,25 +121,38 @@ class Search:
         storage = open_storage(storage_url(), self.folder)
         return open_study(storage, f"maskdm-{self.identity}", self.project.params.search.trials)
 
-    def arm(self, name: str, pretrain: tuple[MaskedPhase, ...], seed: int) -> Project:
-        """The project with one arm of the search's compute."""
-        params, settings = self.project.params, self.project.params.search
-        changed = trial_params(params, name, pretrain, settings.finetune, seed, settings.train_flops)
-        return replace(self.project, params=changed)
+    def trial(self, phases: tuple[Phase, ...]) -> Project:
+        """The project with the settings of a trial of the search: these phases, then fine-tuning."""
+        settings = self.project.params.search
+        params = comparison(self.project.params, {"trial": (*phases, settings.finetune)}, (settings.seed,), "trial")
+        return replace(self.project, params=params)
 
-    def confirmations(self, study: "Study") -> dict[str, Project]:
-        """The runs that confirm the result, by the key of their record: no seed of them is the search's."""
+    def confirmation(self, study: "Study") -> Params:
+        """The comparison that a search ends in: its best, the paper's default and scratch, with seeds it never saw."""
         params, settings = self.project.params, self.project.params.search
-        arms = {
+        best = {
             f"trial{trial.number}": phases_of(trial, settings.space, params.grid)
             for trial in best_trials(study, settings.confirm)
         }
-        arms |= {"paper": paper_phases(settings.space, params.grid, settings.finetune), "scratch": ()}
+        others = {"paper": paper_phases(settings.space, params.grid, settings.finetune), SCRATCH: ()}
+        arms = {name: (*phases, settings.finetune) for name, phases in (best | others).items()}
+        return comparison(params, arms, settings.confirm_seeds, SCRATCH)
+
+    def confirmations(self, study: "Study") -> dict[str, Project]:
+        """The trials of the confirmation, by the key of their record."""
+        params = self.confirmation(study)
         return {
-            f"confirm/{name}-seed{seed}": self.arm(name, phases, seed)
-            for name, phases in arms.items()
-            for seed in settings.confirm_seeds
+            f"confirm/{arm}-seed{seed}": replace(self.project, params=params.trial(arm, seed))
+            for arm in params.arms
+            for seed in params.seeds
         }
+
+
+def comparison(params: Params, arms: dict[str, tuple[Phase, ...]], seeds: tuple[int, ...], baseline: str) -> Params:
+    """The settings `params` with another comparison, of the search's compute and judged at its end."""
+    budget = Budget(train_flops=params.search.train_flops, snapshots=(1.0,))
+    own = {"seeds": seeds, "budget": budget, "arms": arms, "baseline": baseline, "controls": {}}
+    return params.model_copy(update=own)
 
 
 def storage_url() -> str | None:
@@ -153,8 +169,8 @@ def check(project: Project) -> None:
     params, settings = project.params, project.params.search
     if not feasible_masks(settings.space, params.grid):
         raise MaskDMError(f"search.space: none of its masks fits the {params.grid[0]}x{params.grid[1]} token grid")
-    if params.seed in settings.confirm_seeds:
-        raise MaskDMError(f"search.confirm_seeds: {params.seed} is the search's own seed; allowed: others")
+    if settings.seed in settings.confirm_seeds:
+        raise MaskDMError(f"search.confirm_seeds: {settings.seed} is the search's own seed; allowed: others")
     step = dense_step_flops(params, project)
     if step / 2 > BUDGET_TOLERANCE / 2 * settings.train_flops:
         raise MaskDMError(
@@ -168,8 +184,9 @@ def dense_step_flops(params: Params, project: Project) -> float:
     """Compute of one step of the trials' fine-tuning."""
     settings = params.search
     # A budget that whole steps surely meet: only the step is looked at.
-    scratch = trial_params(params, "scratch", (), settings.finetune, params.seed, 1e6 * settings.train_flops)
-    return plan_finetune(scratch, project.recipe, "scratch").step_flops
+    plenty = settings.model_copy(update={"train_flops": 1e6 * settings.train_flops})
+    scratch = comparison(params.model_copy(update={"search": plenty}), {SCRATCH: (settings.finetune,)}, (0,), SCRATCH)
+    return plan_finetune(scratch, project.recipe, SCRATCH).step_flops
 
 
 # --- workers ------------------------------------------------------------------------------------------------
@@ -238,7 +255,7 @@ def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, 
         with one_line_failures(storage_url(), found.folder):
             study = found.study()
             claims = claim_lock(storage_url(), found.folder)
-            run_trials(study, params.search, params.grid, params.seed, partial(train_trial, found), claims)
+            run_trials(study, params.search, params.grid, params.search.seed, partial(train_trial, found), claims)
             if joined:
                 return
             done = first_trials(study, params.search.trials)
@@ -250,7 +267,7 @@ def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, 
 def train_trial(found: Search, attempt: Attempt) -> float:
     """Train a trial, or go on with one, and return its held-out loss."""
     total = found.project.params.search.train_flops
-    project = found.arm("trial", attempt.phases, found.project.params.seed)
+    project = found.trial(attempt.phases)
     key = f"trials/{attempt.number:04d}"
     told: set[float] = set()
 
@@ -271,8 +288,11 @@ def train_trial(found: Search, attempt: Attempt) -> float:
 
 def recorded(found: Search, project: Project, key: str, judged: bool) -> Record | None:
     """The record of a trial, if there is one of just these settings and data."""
-    known = read_record(ROOT, found.place.stage, key)
-    return known[0] if known and known[0].identity == trial_identity(project, judged) else None
+    known, trial = read_record(ROOT, found.place.stage, key), trial_identity(project, judged)
+    if known is None or known[0].identity != trial:
+        return None
+    shutil.rmtree(work_of(trial), ignore_errors=True)  # left by a kill just after the record was written
+    return known[0]
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -295,12 +315,10 @@ def write_results(found: Search) -> None:
     keys = {f"trials/{number:04d}" for number in complete} | set(found.confirmations(study))
     for folder in ("trials", "confirm"):
         fold_records(ROOT, found.place.stage, folder, keep=keys)
+    mlflow_store.summarise(ROOT, found.place.stage)
 
 
-def write_best(path: Path, params: Params, phases: tuple[MaskedPhase, ...]) -> None:
-    """The best pre-training as an arm, in the form of `params.yaml`."""
-    arm: dict[str, Any] = {
-        "pretrain": {BEST: [phase.model_dump(exclude_defaults=True) for phase in phases]},
-        "arms": {BEST: {"pretrain": BEST, "finetune": params.search.finetune.model_dump(exclude_defaults=True)}},
-    }
-    write_atomically(path, lambda file: YAML(typ="safe").dump(arm, file))
+def write_best(path: Path, params: Params, phases: tuple[Phase, ...]) -> None:
+    """The best arm in the form of `params.yaml`."""
+    arm = [phase.model_dump(exclude_defaults=True) for phase in (*phases, params.search.finetune)]
+    write_atomically(path, lambda file: YAML(typ="safe").dump({"arms": {BEST: arm}}, file))

@@ -1,19 +1,21 @@
-"""How long a training step of every phase takes, all timed in turn: what arms' seconds are compared by.
+"""How long a training step of every phase takes, all timed in turn: what arms' seconds are compared by. And its memory.
 
 Wall times of separate runs do not compare: the machine may have been busier during one of them. Here one step of each
 kind follows on another, again and again, so that whatever else runs on the machine slows all of them alike.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from maskdm.config.params import Params
+from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.engine.dry_run import training_step
 from maskdm.engine.project import now
@@ -22,7 +24,7 @@ from maskdm.runtime.paths import ROOT
 from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import bar_interval
 from maskdm.tracking.records import StepTimes, git_state, hardware, write_step_times
-from maskdm.training.plan import PhasePlan
+from maskdm.training.plan import PhasePlan, peak_memory_bytes
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -126,3 +128,35 @@ def _seconds(step: Callable[[], object]) -> float:
     started = perf_counter()
     step()
     return perf_counter() - started
+
+
+# --- beside the speed: memory, and what a step makes of its images, tokens and FLOPs ----------------------------
+
+
+def measure_memory(task: tuple[str, PhasePlan]) -> tuple[str, int]:
+    """The most bytes that training of one phase takes beyond those before its first step, beside the arm it is of.
+
+    To be called in a process of its own.
+    """
+    arm, plan = task
+    params, device = load_params(ROOT / "params.yaml"), choose_device()
+    before = peak_memory_bytes(device)
+    step = training_step(params, load_recipe(params.recipe, ROOT), plan, device)
+    for _ in range(WARM_UP):
+        step()
+    return arm, peak_memory_bytes(device) - before
+
+
+def throughput(arm: str, plan: PhasePlan, seconds: float, memory: int, grid: tuple[int, int]) -> dict[str, Any]:
+    """One mask: what a step of `seconds` makes of its images, tokens and FLOPs."""
+    tokens = plan.mask.num_keep(grid) if plan.mask else math.prod(grid)
+    return {
+        "arm": arm,
+        "effective_mask_ratio": plan.effective_mask_ratio,
+        "batch_size": plan.batch_size,
+        "visible_tokens": tokens,
+        "images_per_second": plan.batch_size / seconds,
+        "tokens_per_second": plan.batch_size * tokens / seconds,
+        "flops_per_second": plan.step_flops / seconds,
+        "memory_bytes": memory,
+    }

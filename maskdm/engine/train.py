@@ -1,73 +1,54 @@
-"""What the stages `pretrain` and `finetune` share: train phases one after another, keep weights, write the record."""
+"""Training of phases one after another, and what a stage keeps of it."""
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
-from maskdm.engine.project import Project, exclusive, identity, now, plan_as_json, run_params
+import torch
+from pydantic import TypeAdapter
+
+from maskdm.engine.project import Project
 from maskdm.networks.uvit import UViT
-from maskdm.runtime.paths import ROOT, snapshots_folder, state_file, weights_folder, work_folder
-from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Machine, Record, write_record
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import reading, write_atomically
 from maskdm.training.bfloat16 import quick_products
-from maskdm.training.checkpoint import network_sha256, save_checkpoint, save_snapshot
+from maskdm.training.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 from maskdm.training.loop import LogHistory, PhaseResult, PhaseTrainer, Row, State, make_heldout_loss
 from maskdm.training.objective import noise_schedule
 from maskdm.training.plan import PhasePlan
 
-TrainingStage = Literal["pretrain", "finetune"]
-SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")  # final values
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """All phases of a stage, joined."""
+    """What phases in sequence leave behind; the rows are those of these phases and of all before them."""
 
     network: UViT  # EMA weights of the last phase
-    state: State | None  # of the last phase; None: nothing was trained
+    state: State | None  # of the last phase; None: nothing was trained, or the next phase does not go on from it
     history: list[Row]
-    seconds: list[float]  # at each row, from the start of the stage
+    seconds: list[float]  # of training at each row
 
 
-def run_stage(
-    project: Project,
-    stage: TrainingStage,
-    key: str,
-    arm: str,
-    plans: tuple[PhasePlan, ...],
-    start: UViT,
-    before: State | None = None,
-) -> None:
-    """Train `start` through `plans` and write the stage's weights, snapshots and record. Goes on after a kill.
+@dataclass(frozen=True)
+class Timing:
+    """`timing.json` of a stage: when, how fast and in how much memory it and the stages before it trained."""
 
-    All processes train; the main one holds the work folder, tracks the run and writes. `before` is the state of the
-    phase before, whose EMA weights `start` holds: a fingerprint of those is one of both.
-    """
-    started_at = now()
-    plans = tuple(plan for plan in plans if plan.steps)
-    run_identity = identity(
-        project,
-        [stage, key, project.params.seed, network_sha256(start), project.params.heldout.model_dump()],
-        project.recipe.model_dump(),
-        [plan_as_json(plan) for plan in plans],
-    )
-    params = run_params(project, project.params.arms[arm].pretrain, plans)
-    record = project.record(stage, key, arm, run_identity, params)
-    folder = work_folder(stage, key, run_identity)
-    if not project.processes.is_main:
-        train_phases(project, plans, start, folder, log=lambda _: None, before=before)
-        return
-    if not plans:  # the drawn weights of `scratch`, or an arm that is masked all the way: no run
-        keep_results(project, record, plans, Trained(start, before, [], []), folder, started_at)
-        return
-    with exclusive(folder), mlflow_store.live_run(ROOT, record) as run:
-        trained = train_phases(project, plans, start, folder, run.log_history, before=before)
-        run.log_machine(keep_results(project, record, plans, trained, folder, started_at))
-        run.log_artifact(weights_folder(stage, key))
-    shutil.rmtree(folder.parent, ignore_errors=True)  # the results are safe: nothing is left to resume
+    started_at: str  # ISO 8601, UTC
+    memory: int | None  # most bytes held
+    seconds: list[float]  # of training at each row
+
+
+@dataclass(frozen=True)
+class Training:
+    """`training.json` of a stage: what it and the stages before it measured, the same on every machine."""
+
+    identity: str  # of what was trained: who finds another one trains again
+    history: list[dict[str, int | float]]
 
 
 def train_phases(
@@ -77,18 +58,28 @@ def train_phases(
     folder: Path,
     log: LogHistory,
     watch: Callable[[Row], None] = lambda _: None,
-    before: State | None = None,
+    before: Trained | None = None,
 ) -> Trained:
-    """Train through `plans`, each phase from the EMA weights of the one before, or from its whole state."""
+    """Train through `plans`, each phase from the EMA weights of the one before, or from its whole state.
+
+    Args:
+        project: with the settings of one trial.
+        plans: those that have steps.
+        start: the weights that the first phase starts from, on the device to train on.
+        folder: for checkpoints and snapshots.
+        log: called with all rows so far whenever they are safe in a checkpoint.
+        watch: called with each row as it is measured.
+        before: of the phases before; `start` holds its weights.
+    """
+    trained = before or Trained(start, None, [], [])
     if not plans:
-        return Trained(start, before, [], [])
+        return trained
     project.processes.wait()  # no process reads the folder before the main one holds it
     recipe, params = project.recipe, project.params
     schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     heldout = make_heldout_loss(
         start, schedule, project.data, params.heldout.images, params.seed, project.device, project.processes
     )
-    trained = Trained(start, before, [], [])
     for plan in plans:
         trainer = PhaseTrainer(
             network=copy.deepcopy(trained.network).requires_grad_(True),
@@ -108,31 +99,56 @@ def train_phases(
     return trained
 
 
-def keep_results(
-    project: Project, record: Record, plans: tuple[PhasePlan, ...], trained: Trained, folder: Path, started_at: str
-) -> Machine:
-    """Write the stage's weights, the snapshots taken on the way and the record; returns its machine part."""
-    weights, snapshots = weights_folder(record.stage, record.key), snapshots_folder(record.stage, record.key)
-    save_snapshot(weights, trained.network)
-    hand_over(record, plans, trained)
-    shutil.rmtree(snapshots, ignore_errors=True)
-    if (folder / "snapshots").is_dir():
-        shutil.copytree(folder / "snapshots", snapshots)
-    images = sum(plan.steps * plan.batch_size for plan in plans)
-    machine = project.machine(started_at, trained.seconds[-1] if plans else 0.0, images, trained.seconds)
-    final = trained.history[-1] if plans else {}
-    summary = {name: final[name] for name in SUMMARY if name in final}
-    write_record(ROOT, replace(record, summary=summary, history=trained.history), machine)
-    return machine
+def save_training(
+    out: Path, identity: str, trained: Trained, timing: Timing, plans: tuple[PhasePlan, ...], work: Path
+) -> None:
+    """Keep weights, snapshots, the state that fine-tuning goes on from, and at last `training.json`, in `out`."""
+    shutil.rmtree(out, ignore_errors=True)
+    save_snapshot(out / "weights", trained.network)
+    if trained.state and plans and plans[-1].handover == "state":
+        save_checkpoint(out / "state.pt", trained.state)
+    if (work / "snapshots").is_dir():
+        shutil.copytree(work / "snapshots", out / "snapshots")
+    _write_json(out / "timing.json", timing)
+    _write_json(out / "training.json", Training(identity, trained.history))
 
 
-def hand_over(record: Record, plans: tuple[PhasePlan, ...], trained: Trained) -> None:
-    """Keep the state of a pre-training whose fine-tuning goes on from it; beside the weights it is of no other use."""
-    path = state_file(record.key)
-    if record.stage == "pretrain":
-        path.unlink(missing_ok=True)
-        if trained.state and plans[-1].handover == "state":
-            save_checkpoint(path, trained.state)
+def is_saved(out: Path, identity: str) -> bool:
+    """Whether `out` holds what a stage of this identity trains."""
+    return (out / "training.json").is_file() and _read_json(out / "training.json", Training).identity == identity
+
+
+def load_training(out: Path) -> tuple[Training, Timing]:
+    """What `save_training` wrote beside the weights.
+
+    Raises:
+        MaskDMError: a file is missing or damaged.
+    """
+    return _read_json(out / "training.json", Training), _read_json(out / "timing.json", Timing)
+
+
+def load_trained(out: Path, device: torch.device, with_state: bool) -> Trained:
+    """What `save_training` kept in `out`, on `device`.
+
+    Raises:
+        MaskDMError: a file is missing or damaged.
+    """
+    network = load_snapshot(out / "weights", device)
+    state = load_checkpoint(out / "state.pt", device) if with_state else None
+    if with_state and state is None:
+        raise MaskDMError(f"{out / 'state.pt'}: no such file; delete {out}, and `dvc repro` trains it again")
+    training, timing = load_training(out)
+    return Trained(network, state, training.history, timing.seconds)
+
+
+def _write_json(path: Path, content: Timing | Training) -> None:
+    text = json.dumps(asdict(content)).encode()
+    write_atomically(path, lambda file: file.write(text))
+
+
+def _read_json(path: Path, kind: type[T]) -> T:
+    with reading(path, f"delete {path.parent}, and `dvc repro` trains it again"):
+        return TypeAdapter(kind).validate_json(path.read_bytes())
 
 
 def _after(before: list[Row], log: LogHistory) -> LogHistory:

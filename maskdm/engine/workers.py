@@ -4,17 +4,23 @@ import argparse
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, get_context, parent_process
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import torch
-from tqdm import tqdm
-
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.progress import STATUS, WorkBar, read_status
 from maskdm.runtime.threads import count_cores
+
+POLL_SECONDS = 0.5
+PRELOADED = ["maskdm.engine.stages", "mlflow"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,6 +37,8 @@ def count_workers(arguments: argparse.Namespace) -> int:
     Raises:
         MaskDMError: it is not a positive number.
     """
+    import torch  # not above: what loads it takes seconds, which `load_libraries` uses
+
     if arguments.workers is None:
         return torch.cuda.device_count() or count_cores()
     if arguments.workers < 1:
@@ -40,64 +48,115 @@ def count_workers(arguments: argparse.Namespace) -> int:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
     if not torch.cuda.is_available():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def run_all(function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: str) -> Iterator[R]:
+def run_all(
+    function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: str, bar: WorkBar | None = None, gpus: int = 1
+) -> Iterator[R]:
     """What `function(task)` returns for every task, as they end, `workers` at a time.
 
     Each task has a new process, so that the peak of its memory is its own. The first exception ends all of them.
 
+    Args:
+        function: what to do, in a process of its own.
+        tasks: what to do it with.
+        workers: how many at a time; each has its share of the cores.
+        unit: what a task is called.
+        bar: what shows how far they are; without one, they are counted.
+        gpus: of each task, on a machine that has some.
+
     Raises:
         MaskDMError: a process was killed, so that it could not say why.
     """
-    context, gpus = get_context("spawn"), visible_gpus()
-    waiting, running = list(enumerate(tasks)), dict[Any, Any]()  # a task's pipe -> its process
-    with (
-        _environment(TQDM_DISABLE="1", OMP_NUM_THREADS=str(max(1, count_cores() // workers))),
-        tqdm(total=len(tasks), unit=unit) as bar,  # the one bar
-    ):
+    load_libraries()
+    context, groups = get_context("forkserver"), _groups(visible_gpus(), gpus)
+    threads = max(1, count_cores() // workers)
+    waiting, running, free = list(enumerate(tasks)), dict[Any, _Running](), list(range(workers))
+    bar = bar or WorkBar(f"{unit}s", [1.0] * len(tasks))
+    with TemporaryDirectory(prefix="maskdm-") as folder:
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
+                while waiting and free:
                     index, task = waiting.pop(0)
+                    place, status = free.pop(0), Path(folder) / str(index)
+                    gpu = groups[place % len(groups)] if groups else None
                     here, there = context.Pipe(duplex=False)
-                    process = context.Process(
-                        target=_run, args=(there, function, task, gpus[index % len(gpus)] if gpus else None)
-                    )
+                    process = context.Process(target=_run, args=(there, function, task, gpu, str(status), threads))
                     process.start()
                     there.close()  # the child's alone: when it dies, ours ends
-                    running[here] = process
-                for pipe in connection.wait(list(running)):
+                    running[here] = _Running(index, place, process, status)
+                for pipe in connection.wait(list(running), POLL_SECONDS):
                     yield _result(pipe, unit)
-                    running.pop(pipe).join()
-                    bar.update()
+                    ended = running.pop(pipe)
+                    ended.process.join()
+                    free.append(ended.place)
+                    bar.finish(ended.index)
+                statuses = {one.index: read_status(one.status) for one in running.values()}
+                bar.show({index: status for index, status in statuses.items() if status})
         finally:
-            for process in running.values():
-                process.terminate()  # it saves its state
-            for process in running.values():
-                process.join()
+            for one in running.values():
+                one.process.terminate()  # it saves its state
+            for one in running.values():
+                one.process.join()
+            bar.close()
+
+
+def load_libraries() -> None:
+    """Start the process that loads the libraries: each task begins as a copy of it, which saves seconds a task.
+
+    It returns at once. Who has other things to import does so while that process is at it.
+    """
+    forkserver.set_forkserver_preload(PRELOADED)
+    with _environment(TQDM_DISABLE="1"):  # of the tasks: one bar for all
+        forkserver.ensure_running()
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A task under way."""
+
+    index: int
+    place: int  # among the workers: it decides on the GPUs
+    process: ForkServerProcess
+    status: Path
+
+
+def _groups(gpus: list[str], count: int) -> list[str]:
+    """The GPUs of each worker, `count` of them, as CUDA_VISIBLE_DEVICES names them."""
+    return [",".join(gpus[start : start + count]) for start in range(0, len(gpus) - count + 1, count)]
 
 
 def end_with_parent() -> None:
     """Let this process die with the one that started it: its next run must find nobody at work."""
-    parent = parent_process()
+    started_by, parent = parent_process(), os.getppid()
 
     def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if started_by is not None:
+            started_by.join()
+        while started_by is None and os.getppid() == parent:  # of another kind than `multiprocessing` starts
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: str | None) -> None:
+def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: str | None, status: str, threads: int) -> None:
+    os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
     end_with_parent()
+    os.environ |= {STATUS: status, "OMP_NUM_THREADS": str(threads)}  # the process it is a copy of may have others
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads)  # NumPy's; it has read the variable when it was loaded
+    torch.set_num_threads(threads)
     try:
         pipe.send((function(task), None))
     except BaseException as error:

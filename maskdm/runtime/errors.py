@@ -29,5 +29,5 @@ def exit_with_one_line() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {interrupt or 'the same command goes on from here'}", file=sys.stderr)
+        print(f"interrupted: {str(interrupt) or 'the same command goes on from here'}", file=sys.stderr)
         raise SystemExit(130) from None

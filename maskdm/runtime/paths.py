@@ -23,21 +23,11 @@ def own_project() -> Path:
     return Path(home) if Path(os.path.realpath(ROOT)).is_relative_to(Path(home) / ".dvc") else ROOT
 
 
-def work_folder(stage: str, key: str, identity: str) -> Path:
+def stage_folder(stage: str, arm: str, seed: int) -> Path:
+    """What a stage of `params.yaml` leaves of one trial."""
+    return ROOT / "runs" / stage / arm / str(seed)
+
+
+def work_folder(stage: str, arm: str, seed: int, identity: str) -> Path:
     """Where a stage keeps what it resumes from. Other settings or data are another folder."""
-    return ROOT / "work" / f"{stage}-{key}" / identity
-
-
-def weights_folder(stage: str, key: str) -> Path:
-    """Final EMA weights of a training stage."""
-    return ROOT / "runs" / stage / key / "weights"
-
-
-def state_file(key: str) -> Path:
-    """The whole state at the end of a pre-training that hands it over."""
-    return ROOT / "runs" / "pretrain" / key / "state.pt"
-
-
-def snapshots_folder(stage: str, key: str) -> Path:
-    """Snapshots of a training stage."""
-    return ROOT / "runs" / stage / key / "snapshots"
+    return ROOT / "work" / f"{stage}-{arm}-{seed}" / identity

@@ -27,7 +27,7 @@ from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import DivergedError, MaskDMError
 from maskdm.runtime.interrupts import StopRequest
 from maskdm.runtime.processes import ALONE, Processes
-from maskdm.runtime.progress import bar_interval
+from maskdm.runtime.progress import Reporter, Status, bar_interval
 from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
 from maskdm.training.objective import HeldoutLoss, denoising_loss, min_snr_weights
@@ -228,10 +228,14 @@ class PhaseTrainer:
 
     def _train(self, loader: BatchLoader, stop: StopRequest, bar: "tqdm[Any]") -> None:
         self.network.train()
+        reporter = Reporter()
         started = saved = time.perf_counter()
         while self.step < self.plan.steps:
             self.train_step(*loader(self.step + 1))
             bar.update(self.plan.batch_size)
+            if reporter.is_due:
+                loss = self.history[-1]["loss"] if self.history else None  # of this step it would wait for the device
+                reporter.report(Status(self.plan.train_flops(self.step), self.plan.images_seen(self.step), loss))
             due = self.step in self.plan.heldout_steps
             snapshot = self.plan.snapshot_steps.get(self.step)
             stopping, overdue = self.processes.agree(

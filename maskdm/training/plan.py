@@ -12,8 +12,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskdm.config.comparison import Phase, num_tokens
 from maskdm.config.masks import Mask, effective_mask_ratio
-from maskdm.config.params import BUDGET_TOLERANCE, Data, MaskedPhase, Model, Params, Phase
+from maskdm.config.params import BUDGET_TOLERANCE, Data, Model, Params
 from maskdm.config.recipe import Handover, Optimisation, Recipe
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
@@ -38,7 +39,7 @@ class PhasePlan:
     start_flops: float
     heldout_steps: tuple[int, ...]  # after which the held-out loss is measured; the last step is one of them
     snapshot_steps: dict[int, float]  # step -> share of the budget, of the snapshots before the arm's end
-    handover: Handover | None  # what the next phase starts from; None: there is none
+    handover: Handover | None  # what the next phase starts from; None: there is no other
     # The schedule of learning rate and EMA, counted in compute and given in steps of this phase.
     schedule_offset: float  # what is behind it when this phase begins: 0, or the phases that it goes on from
     schedule_steps: float  # its whole length
@@ -111,27 +112,27 @@ def optimizer_flops(network: UViT, settings: Optimisation) -> float:
     return float(counter.get_total_flops())
 
 
-def plan_pretrain(params: Params, recipe: Recipe, key: str) -> tuple[PhasePlan, ...]:
-    """The phases of `pretrain.<key>`, each with its share of the budget in whole steps."""
+def plan_pretrain(params: Params, recipe: Recipe, arm: str) -> tuple[PhasePlan, ...]:
+    """The phases of `arm` before its last one, each with its share of the budget in whole steps."""
     plans: list[PhasePlan] = []
-    phases = params.pretrain[key]
+    phases = params.arms[arm][:-1]
     for place, phase in enumerate(phases):
-        flops, before = phase.share * params.budget.train_flops, plans[-1] if plans else None
+        flops, before = (phase.share or 0.0) * params.budget.train_flops, plans[-1] if plans else None
         schedule_end = _schedule_end(phases, place, recipe) * params.budget.train_flops
-        plans.append(_plan_phase(params, recipe, phase, flops, before, schedule_end))
+        plans.append(_plan_phase(params, recipe, phase, flops, before, schedule_end, phase.handover or recipe.handover))
     return tuple(plans)
 
 
 def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
-    """The fine-tuning of `arm`: what its pre-training left of the budget, in whole steps.
+    """The last phase of `arm`: what those before left of the budget, in whole steps.
 
     Raises:
         MaskDMError: whole steps miss the budget by more than half of `BUDGET_TOLERANCE`, which is for two arms.
     """
-    pretrain = plan_pretrain(params, recipe, params.arms[arm].pretrain)
+    pretrain = plan_pretrain(params, recipe, arm)
     before = pretrain[-1] if pretrain else None
     rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
-    plan = _plan_phase(params, recipe, params.arms[arm].finetune, rest, before, params.budget.train_flops)
+    plan = _plan_phase(params, recipe, params.arms[arm][-1], rest, before, params.budget.train_flops, None)
     missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
     if missed > BUDGET_TOLERANCE / 2:
         raise MaskDMError(
@@ -143,20 +144,16 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
 
 def arm_plans(params: Params, recipe: Recipe, arm: str) -> tuple[PhasePlan, ...]:
     """All phases of an arm that have steps: an arm that is masked all the way has no fine-tuning."""
-    plans = (*plan_pretrain(params, recipe, params.arms[arm].pretrain), plan_finetune(params, recipe, arm))
+    plans = (*plan_pretrain(params, recipe, arm), plan_finetune(params, recipe, arm))
     return tuple(plan for plan in plans if plan.steps)
 
 
-def _schedule_end(phases: Sequence[MaskedPhase], place: int, recipe: Recipe) -> float:
-    """The share of the budget at which the schedule of a masked phase ends: with the next to hand over only weights."""
+def _schedule_end(phases: Sequence[Phase], place: int, recipe: Recipe) -> float:
+    """The share of the budget at which the schedule of a phase ends: with the next one to hand over only weights."""
     for last in range(place, len(phases)):
-        if _handover(phases[last], recipe) == "weights":
-            return sum(phase.share for phase in phases[: last + 1])
+        if (phases[last].handover or recipe.handover) == "weights":
+            return sum(phase.share or 0.0 for phase in phases[: last + 1])
     return 1.0
-
-
-def _handover(phase: MaskedPhase, recipe: Recipe) -> Handover:
-    return phase.handover or recipe.handover
 
 
 def _plan_phase(
@@ -166,30 +163,29 @@ def _plan_phase(
     flops: float,
     before: PhasePlan | None,
     schedule_end: float,
+    handover: Handover | None,
 ) -> PhasePlan:
-    """A phase that spends about `flops`, behind the phase `before`: a masked one takes at least one step.
+    """A phase that spends about `flops`, behind the phase `before`: one that hands over takes at least one step.
 
     Its schedule ends when the arm has spent `schedule_end` FLOPs.
 
     Raises:
         MaskDMError: it would go on with the state of another optimiser.
     """
-    masked = phase if isinstance(phase, MaskedPhase) else None
-    mask, positions = (masked.mask, masked.positions) if masked else (None, True)
     optimisation = phase.optimisation(recipe)
-    num_tokens = mask.num_keep(params.grid) if mask else math.prod(params.grid)
-    flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, num_tokens)
+    tokens = num_tokens(phase, params.grid)
+    flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, tokens)
     step_flops = phase.batch_size * flops_per_image + update_flops
-    steps = max(1 if mask else 0, round(flops / step_flops))
+    steps = max(1 if handover else 0, round(flops / step_flops))
     start_flops = before.train_flops(before.steps) if before else 0.0
     schedule_start = _schedule_start(before, optimisation) if before else 0.0
     schedule_offset = (start_flops - schedule_start) / step_flops
     return PhasePlan(
-        stage="pretrain" if mask else "finetune",
+        stage="pretrain" if handover else "finetune",
         index=before.index + 1 if before else 0,
-        mask=mask,
-        effective_mask_ratio=effective_mask_ratio(mask, params.grid),
-        positions=positions,
+        mask=phase.mask,
+        effective_mask_ratio=effective_mask_ratio(phase.mask, params.grid),
+        positions=phase.positions,
         batch_size=phase.batch_size,
         steps=steps,
         optimisation=optimisation,
@@ -199,7 +195,7 @@ def _plan_phase(
         start_flops=start_flops,
         heldout_steps=_heldout_steps(params, start_flops, step_flops, steps),
         snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, step_flops, steps),
-        handover=_handover(masked, recipe) if masked else None,
+        handover=handover,
         schedule_offset=schedule_offset,
         schedule_steps=max(schedule_offset + steps, (schedule_end - schedule_start) / step_flops),
     )

@@ -6,11 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from maskdm.config.comparison import Budget, Heldout, Phase, masks_in_words, num_tokens
 from maskdm.config.masks import BlockMask, CropMask, PatchMask, effective_mask_ratio
-from maskdm.config.params import Budget, Heldout, Params
+from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_block, load_params, load_recipe
 from maskdm.config.schema import Schema
+from maskdm.config.study import Parts
 from maskdm.runtime.errors import MaskDMError
+from tests.conftest import PARAMS
 from tests.imports import PROJECT
 
 
@@ -41,7 +44,7 @@ def test_the_committed_params_are_the_default_profile() -> None:
     ("key", "value", "says"),
     [
         ("data.image_sise", 8, "data.image_sise is not a known key; did you mean image_size?"),
-        ("pretrain.patch75.0.mask.block", 2, "pretrain.patch75.0.mask.block is not a known key"),
+        ("arms.patch75.0.mask.block", 2, "arms.patch75.0.mask.block is not a known key"),
         ("model.depth", 4, "depth=4; allowed: an odd number"),
         ("model.num_heads", 3, "num_heads=3 does not divide embed_dim=16"),
         ("model.patch_size", 3, "model.patch_size=3 does not divide data.image_size=8"),
@@ -54,20 +57,30 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("model.embed_dim", "wide", "model.embed_dim='wide'"),
         ("budget.snapshots", [0.5], "allowed: ascending shares of the budget, the last 1"),
         ("budget.train_flops", -1.0, "budget.train_flops=-1.0"),
-        ("pretrain.patch75.0.mask.ratio", 0.99, "pretrain.patch75[0].mask.ratio=0.99 keeps nothing (0 of 16 tokens)"),
-        ("pretrain.patch75.0.mask.ratio", 0.01, "mask.ratio=0.01 keeps everything (16 of 16 tokens)"),
-        ("pretrain.patch75.0.mask.ratio", 1.0, "pretrain.patch75.0.mask.ratio=1.0"),
-        ("pretrain.staged.0.mask.block", 3, "mask.block=3 does not divide the 4x4 token grid; allowed: [1, 2]"),
-        ("pretrain.staged.1.mask.crop", 4, "mask.crop=4 keeps everything or does not fit the 4x4 token grid"),
-        ("pretrain.staged.1.mask.strategy", "stripes", "stripes"),
-        ("pretrain.staged.1.share", 0.9, "pretrain.staged: the shares add up to more than 1"),
-        ("pretrain.staged.1.override", {"learning_rate": 1.0}, "override.learning_rate is not a known key"),
-        ("arms.patch75.pretrain", "block", "arms.patch75.pretrain=block; allowed: a key of pretrain"),
+        ("arms.patch75.0.mask.ratio", 0.99, "arms.patch75[0].mask.ratio=0.99 keeps nothing (0 of 16 tokens)"),
+        ("arms.patch75.0.mask.ratio", 0.01, "mask.ratio=0.01 keeps everything (16 of 16 tokens)"),
+        ("arms.patch75.0.mask.ratio", 1.0, "arms.patch75.0.mask.ratio=1.0"),
+        ("arms.staged.0.mask.block", 3, "mask.block=3 does not divide the 4x4 token grid; allowed: [1, 2]"),
+        ("arms.staged.1.mask.crop", 4, "mask.crop=4 keeps everything or does not fit the 4x4 token grid"),
+        ("arms.staged.1.mask.strategy", "stripes", "stripes"),
+        ("arms.staged.1.share", 0.9, "arms.staged: the shares add up to more than 1"),
+        ("arms.staged.1.override", {"learning_rate": 1.0}, "override.learning_rate is not a known key"),
+        ("arms.staged.1.share", None, "arms.staged[1].share is missing; only the last phase has none"),
+        ("arms.staged.2.share", 0.1, "arms.staged[2].share=0.1; allowed: none, the last phase has the rest"),
+        ("arms.staged.2.handover", "state", "arms.staged[2].handover=state; allowed: none, nothing comes after"),
+        ("arms.staged.2.positions", False, "arms.staged.2: positions=false without a mask; allowed: true"),
+        ("arms.staged", [], "arms.staged=[]"),
         ("baseline", "none", "baseline=none; allowed: a key of arms"),
         ("sampling.eta", 2.0, "sampling.eta=2.0"),
         ("sampling.sampler", "euler", "sampling.sampler='euler'"),
         ("evaluation.kid_subset_size", 1000, "kid_subset_size=1000; allowed: at most"),
-        ("seed", -1, "seed=-1"),
+        ("seeds", [0, -1], "seeds.1=-1"),
+        ("seeds", [], "seeds=[]"),
+        ("seeds", [0, 3, 0], "seeds=[0, 3, 0]; allowed: each seed once"),
+        ("search.finetune.share", 0.5, "search: finetune.share=0.5; allowed: none"),
+        ("search.finetune.mask", {"strategy": "crop", "crop": 9}, "search: finetune.mask=strategy='crop' crop=9"),
+        ("controls", {"whole": "patch75"}, "controls: whole; allowed: a key of arms (patch75, scratch, staged)"),
+        ("controls", {"scratch": "masked"}, "controls: masked; allowed: a key of arms (patch75, scratch, staged)"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(
@@ -89,13 +102,81 @@ def test_a_missing_key_is_named(tmp_path: Path, settings: dict[str, Any]) -> Non
         load_params(write(tmp_path, settings))
 
 
-def test_an_unused_pretraining_is_an_error(tmp_path: Path, settings: dict[str, Any]) -> None:
-    del settings["arms"]["patch75"]
-    with pytest.raises(MaskDMError, match=r"pretrain\.patch75 is used by no arm"):
+# --- controls: of `staged`, whose phases show 16 x 4 and 16 x 9 tokens, where whole images have 16 ---------------
+
+
+def with_control(settings: dict[str, Any], of: str = "staged") -> None:
+    """Give `staged` a rate of its own, and `of` a control that is right for `staged`."""
+    settings["arms"]["staged"][0]["override"] = {"lr": 5e-3}
+    first = {"share": 0.2, "batch_size": 4, "override": {"lr": 5e-3}}
+    settings["arms"]["control"] = [first, {"share": 0.2, "batch_size": 9}, {"batch_size": 8}]
+    settings["controls"] = {"control": of}
+
+
+def test_a_control_makes_the_steps_of_its_arm_without_its_masks(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with_control(settings)
+    params = load_params(write(tmp_path, settings))
+    control, arm = params.arms["control"], params.arms[params.controls["control"]]
+    assert [phase.batch_size * num_tokens(phase, params.grid) for phase in control] == [64, 144, 128]
+    assert [phase.batch_size * num_tokens(phase, params.grid) for phase in arm] == [64, 144, 128]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("1.batch_size", 8, "[1].batch_size=8; allowed: 9, which hold about as many tokens as in staged, whose"),
+        ("1.batch_size", 10, "[1].batch_size=10; allowed: 9, "),
+        ("2.batch_size", 9, "[2].batch_size=9; allowed: 8, "),
+        ("0.share", 0.3, "[0].share=0.3; allowed: 0.2, as in staged, whose control it is"),
+        ("0.override", {"lr": 1e-3}, "[0].override={'lr': 0.001}; allowed: {'lr': 0.005}, as in staged, "),
+        ("0.override", {}, "[0].override=none; allowed: {'lr': 0.005}, as in staged, whose control it is"),
+        ("0.handover", "weights", "[0].handover=weights; allowed: none, as in staged, whose control it is"),
+        ("1.mask", {"strategy": "crop", "crop": 3}, "[1].mask: 3x3 crop; allowed: none, it is the control of staged"),
+        ("", [{"batch_size": 8}], ": number of phases: 1; allowed: 3, as in staged, whose control it is"),
+    ],
+)
+def test_a_control_that_differs_in_more_than_the_masks_is_an_error(
+    tmp_path: Path, settings: dict[str, Any], key: str, value: Any, says: str
+) -> None:
+    with_control(settings)
+    change(settings, f"arms.control.{key}".removesuffix("."), value)
+    path = write(tmp_path, settings)
+    with pytest.raises(MaskDMError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}: arms.control{says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_arm_without_a_mask_has_no_control(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with_control(settings, of="scratch")
+    with pytest.raises(
+        MaskDMError, match=r"controls\.control=scratch, which has no mask; allowed: an arm that has one"
+    ):
         load_params(write(tmp_path, settings))
 
 
-@pytest.mark.parametrize("content", ["seed: [", "- 1\n- 2\n", "seed: 1\nseed: 2\n", ""])
+@given(batch_size=st.integers(1, 64), side=st.integers(2, 9), crop=st.integers(1, 8), control=st.integers(1, 64))
+def test_a_control_is_right_if_its_batch_is_the_nearest_in_tokens(
+    batch_size: int, side: int, crop: int, control: int
+) -> None:
+    mask = CropMask(strategy="crop", crop=min(crop, side - 1))
+    arm = (Phase(batch_size=batch_size, mask=mask, share=0.5), Phase(batch_size=8))
+    own = (Phase(batch_size=control, share=0.5), Phase(batch_size=8))
+    tokens, whole = batch_size * num_tokens(arm[0], (side, side)), num_tokens(own[0], (side, side))
+    nearest = min(abs(images * whole - tokens) for images in range(1, 65))
+    right = abs(control * whole - tokens) == nearest
+    arms = {"arms": {"arm": arm, "control": own}, "controls": {"control": "arm"}, "baseline": "arm"}
+    comparison = Params.model_validate(PARAMS).model_copy(update=arms)
+    try:
+        comparison.check_grid((side, side))
+    except ValueError as error:
+        assert "batch_size" in str(error)  # noqa: PT017
+        assert not right
+    else:
+        assert right
+
+
+@pytest.mark.parametrize("content", ["seeds: [", "- 1\n- 2\n", "seeds: [1]\nseeds: [2]\n", ""])
 def test_a_file_that_is_no_yaml_mapping_is_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(content)
@@ -147,6 +228,25 @@ def test_a_mask_keeps_some_tokens_but_not_all_or_is_rejected(ratio: float, rows:
 )
 def test_the_effective_ratio_counts_whole_tokens_and_blocks(mask: Any, grid: tuple[int, int], effective: float) -> None:
     assert effective_mask_ratio(mask, grid) == pytest.approx(effective)
+
+
+@given(kept=st.lists(st.none() | st.integers(1, 7), min_size=1, max_size=4), whole=st.just(64))
+def test_a_phase_shows_what_its_mask_keeps_and_only_masks_are_named(kept: list[int | None], whole: int) -> None:
+    phases = [Phase(batch_size=1, mask=crop and CropMask(strategy="crop", crop=crop)) for crop in kept]
+    assert [num_tokens(phase, (8, 8)) for phase in phases] == [crop**2 if crop else whole for crop in kept]
+    assert masks_in_words(phases) == " -> ".join(f"{crop}x{crop} crop" for crop in kept if crop)
+
+
+def test_a_part_of_the_study_has_the_settings_of_the_project_and_a_name_of_its_own(
+    tmp_path: Path, settings: dict[str, Any], params: Params
+) -> None:
+    keys = ("seeds", "budget", "heldout", "arms", "baseline", "controls")
+    part = {key: settings[key] for key in keys} | {"seeds": [7], "question": "Why?", "paper": "it does."}
+    parts = load_block(Parts, "parts", write(tmp_path, {"parts": {"shares": part}}))
+    own = parts.root["shares"].params(params)
+    assert own == params.model_copy(update={"seeds": (7,)})
+    with pytest.raises(MaskDMError, match=r"parts: default: that is the comparison of params\.yaml; allowed: another"):
+        load_block(Parts, "parts", write(tmp_path, {"parts": {"default": part}}))
 
 
 def test_a_block_of_a_file_is_read_alone_and_named_in_errors(tmp_path: Path) -> None:

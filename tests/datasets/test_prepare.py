@@ -17,15 +17,15 @@ from tests.raw_data import grey_levels, place
 
 def write_params(folder: Path, data: dict[str, Any]) -> None:
     params = {
-        "seed": 0,
+        "seeds": [0],
         "recipe": "fast",
         "data": {"root": None, "image_size": 8, "channels": 1, "train_images": None} | data,
         "model": {"patch_size": 2, "embed_dim": 16, "depth": 3, "num_heads": 2, "class_conditional": False},
         "budget": {"train_flops": 1e9, "snapshots": [1.0]},
         "heldout": {"images": 10, "points": 2},
-        "pretrain": {"none": []},
-        "arms": {"scratch": {"pretrain": "none", "finetune": {"batch_size": 16}}},
+        "arms": {"scratch": [{"batch_size": 16}]},
         "baseline": "scratch",
+        "controls": {},
         "sampling": {"sampler": "ddim", "num_inference_steps": 2, "eta": 0.0, "batch_size": 8},
         "evaluation": {
             "extractor": "effnet_lite0", "input_size": 32, "weights": None, "batch_size": 8, "samples": 8,

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ def test_a_judged_snapshot_is_not_judged_again(tmp_path: Path) -> None:
 
     first, again = (cached(tmp_path / "0.5.json", compute) for _ in range(2))
     assert first == again
-    assert first[0] == {"fd": 1.5}
+    assert first == {"fd": 1.5}
     assert calls == [1]
-    assert json.loads((tmp_path / "0.5.json").read_text())["row"] == {"fd": 1.5}
 
 
 def test_a_snapshot_stands_where_its_phase_took_it(params: Params, recipe: Recipe) -> None:

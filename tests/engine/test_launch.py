@@ -1,7 +1,6 @@
 """The command of dvc.yaml with several processes: the same records, one MLflow run, kills and one-line errors."""
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -18,16 +16,14 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from maskdm.engine import judge, launch, train
-from maskdm.engine.project import Project, initial_network
+from maskdm.engine import sharing, stages
+from maskdm.engine.project import Project
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import read_step_times
-from maskdm.training.checkpoint import save_snapshot
+from maskdm.tracking.records import read_record, read_records, read_step_times
 from pipeline import prepare, reference
 from tests.pipeline.test_pipeline import command
-from tests.toy import ENVIRONMENT, write_params
-from tests.workspace import make_workspace
+from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 BUDGET = {"train_flops": 6e9, "snapshots": [0.5, 1.0]}  # 240 and 120 steps: time to interrupt the second phase
 
@@ -49,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     make_workspace(folder, "smoke")
     # AdamW: Muon rounds to bfloat16, which turns another order of sums into other weights after a few hundred steps
-    write_params(folder, budget=BUDGET, recipe="paper")
+    write_params(folder, budget=BUDGET, recipe="paper", seeds=[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prepare.main()
@@ -57,90 +53,82 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launched(folder: Path, *arguments: str, processes: str = "2", expect: int = 0) -> str:
-    """What the command of dvc.yaml says with so many processes."""
-    arguments = (sys.executable, "-m", "pipeline.launch", *arguments)
-    return command(folder, *arguments, expect=expect, MASKDM_PROCESSES=processes, CUDA_VISIBLE_DEVICES="")
-
-
-def record(folder: Path, stage: str, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    paths = (folder / "records" / stage / f"{key}{part}.json" for part in ("", ".machine"))
-    content, machine = (json.loads(path.read_text()) for path in paths)
-    return content, machine
+def launched(folder: Path, stage: str, *arguments: str, processes: str = "2", expect: int = 0) -> str:
+    """What the command of dvc.yaml says with so many processes a trial."""
+    command_line = (sys.executable, "-m", f"pipeline.{stage}", *arguments)
+    return command(folder, *command_line, expect=expect, MASKDM_PROCESSES=processes, CUDA_VISIBLE_DEVICES="")
 
 
 def weights(folder: Path) -> torch.Tensor:
-    """What `pretrain@staged` left, in one vector."""
-    (path,) = (folder / "runs" / "pretrain" / "staged" / "weights").glob("*.safetensors")
+    """What `pretrain@staged` left with the first seed, in one vector."""
+    (path,) = (folder / "runs" / "pretrain" / "staged" / "0" / "weights").glob("*.safetensors")
     return torch.cat([tensor.flatten() for tensor in load_file(path).values()])
+
+
+def history(folder: Path, stage: str, arm: str) -> list[dict[str, Any]]:
+    """What a stage measured with the first seed."""
+    content = json.loads((folder / "runs" / stage / arm / "0" / "training.json").read_text())
+    rows: list[dict[str, Any]] = content["history"]
+    return rows
 
 
 def test_an_interrupted_training_of_two_processes_goes_on_and_ends_like_that_of_one(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.launch", "pretrain", "staged"],
+        [sys.executable, "-m", "pipeline.pretrain", "staged"],
         cwd=project,
         env=ON_CORES | {"MASKDM_PROCESSES": "2"},
         text=True,
         stderr=subprocess.PIPE,
     )
-    # Between two phases there is no step to name: wait until the second one is under way in both processes.
-    assert interrupted.stderr
-    deadline = Timer(120, interrupted.kill)
-    deadline.start()
-    seen = ""
-    while "pretrain crop" not in seen:
-        seen += (character := interrupted.stderr.read(1))
-        assert character, seen
-    deadline.cancel()
-    time.sleep(0.1)
+    deadline = time.monotonic() + 120
+    while not list((project / "work").glob("*-0/*/phase0.pt")):  # the second phase of the first seed begins
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130, said
-    assert len(re.findall(r"interrupted: saved at step \d+ of \d+; the same command goes on", said)) == 1
+    assert said.strip().splitlines()[-1] == "interrupted: the same command goes on from here"
     assert "Traceback" not in said
 
     launched(project, "pretrain", "staged")
-    two, (of_two, machine) = weights(project), record(project, "pretrain", "staged")
-    assert machine["hardware"]["processes"] == 2
+    two, of_two = weights(project), history(project, "pretrain", "staged")
     assert not list((project / "work").glob("*/*"))
 
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    runs = client.search_runs(["1"], "tags.`maskdm.stage` = 'pretrain'")
+    runs = client.search_runs(["1"], "tags.`maskdm.stage` = 'default' and params.seed = '0'")
     assert [run.info.status for run in runs] == ["FINISHED"]
     logged = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "heldout_loss")]
-    assert logged == [row["images_seen"] for row in of_two["history"]]
+    assert logged == [row["images_seen"] for row in of_two]
 
     monkeypatch.chdir(project)
-    opened = Project.open(ALONE)
-    start = initial_network(opened.params, opened.data.info["num_classes"])
-    train.run_stage(opened, "pretrain", "staged", "staged", opened.plans("staged"), start)
-    one, (of_one, machine) = weights(project), record(project, "pretrain", "staged")
-    assert machine["hardware"]["processes"] == 1
-    assert of_one["identity"] == of_two["identity"]
+    shutil.rmtree(project / "runs" / "pretrain")
+    stages.pretrain(Project.open(ALONE).trial("staged", 0))
+    one, of_one = weights(project), history(project, "pretrain", "staged")
     assert ((one - two).norm() / one.norm()).item() < 1e-3  # float32 after 360 steps
-    for row, expected in zip(of_two["history"], of_one["history"], strict=True):
+    for row, expected in zip(of_two, of_one, strict=True):
         assert row == pytest.approx(expected, rel=1e-2)
 
 
 def test_two_processes_evaluate_like_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(project, "pretrain", "scratch")
+    launched(project, "finetune", "scratch")
+    launched(project, "evaluate", "scratch")
+    two = {record.key: (record, machine) for record, machine in read_records(project, ("default",))}
+    assert set(two) == {"scratch/0"}
+    assert all(machine and machine.hardware["processes"] == 2 for _, machine in two.values())
+    samples = project / "runs" / "evaluate" / "scratch" / "0"
+    shutil.move(samples, project / "two")
     monkeypatch.chdir(project)
     opened = Project.open(ALONE)
-    network = initial_network(opened.params, opened.data.info["num_classes"])
-    save_snapshot(project / "runs" / "finetune" / "scratch" / "weights", network)
-    save_snapshot(project / "runs" / "finetune" / "scratch" / "snapshots" / "0500", network)
-    said = launched(project, "evaluate", "scratch")
-    assert said.count("sample ddim:   0%") == said.count("features:   0%") == 2  # a bar for each snapshot, not process
-    (two, machine), samples = record(project, "evaluate", "scratch"), project / "runs" / "evaluate" / "scratch"
-    assert machine["hardware"]["processes"] == 2
-    shutil.move(samples, project / "two")
-    judge.run_stage(opened, "scratch")
-    one, _ = record(project, "evaluate", "scratch")
+    stages.evaluate(opened.trial("scratch", 0))
+    one = read_record(project, "default", "scratch/0")
+    assert one
     of_one, of_two = (np.load(folder / "samples.npy").astype(int) for folder in (samples, project / "two"))
     assert of_one.shape == of_two.shape == (opened.params.evaluation.samples, 1, 8, 8)
     assert np.abs(of_one - of_two).max() <= 1
-    for row, expected in zip(two["history"], one["history"], strict=True):
+    for row, expected in zip(two["scratch/0"][0].history, one[0].history, strict=True):
         assert row.keys() == expected.keys()
         for name, value in expected.items():
             assert row[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-6)), name
@@ -151,28 +139,56 @@ def test_two_processes_time_their_steps_together(project: Path) -> None:
     assert said.count("step time:   0%") == 1
     times = read_step_times(project / "records" / "step_time.json")
     assert times.hardware["processes"] == 2
-    assert {arm: len(seconds) for arm, seconds in times.seconds.items()} == {"scratch": 1, "staged": 3}
+    phases = {arm: len(seconds) for arm, seconds in times.seconds.items()}
+    assert phases == {"default/scratch": 1, "default/staged": 3}
     assert all(second > 0 for seconds in times.seconds.values() for second in seconds)
 
 
 def test_a_mistake_is_one_line_for_all_processes(project: Path) -> None:
     said = launched(project, "pretrain", "stagged", expect=2)
-    assert said == "error: stagged: allowed: one of none, staged\n"
+    assert said == "error: stagged: allowed: one of scratch, staged\n"
+
+
+def test_the_users_own_torchrun_trains_seed_after_seed(project: Path) -> None:
+    write_params(project, budget=BUDGET, recipe="paper", seeds=[0, 1])
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "-m", "pipeline.pretrain", "scratch")
+    command(project, *torchrun, CUDA_VISIBLE_DEVICES="")
+    assert {path.parent.name for path in (project / "runs/pretrain/scratch").glob("*/training.json")} == {"0", "1"}
 
 
 @pytest.mark.parametrize("value", ["two", "0", "-1", "1.5"])
 def test_a_wrong_number_of_processes_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setenv(launch.VARIABLE, value)
+    monkeypatch.setattr(sharing, "visible_gpus", list)
+    monkeypatch.setenv(sharing.VARIABLE, value)
     with pytest.raises(MaskDMError, match=f"MASKDM_PROCESSES={value}; allowed: a whole number from 1"):
-        launch.count_processes()
+        sharing.count_processes(trials=2)
 
 
-def test_there_is_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(launch.VARIABLE, raising=False)
-    for gpus, expected in ((0, 1), (1, 1), (4, 4)):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert launch.count_processes() == expected
-    monkeypatch.setenv(launch.VARIABLE, "5")
+@pytest.mark.parametrize(
+    ("gpus", "cores", "trials", "processes", "workers"),
+    [
+        (0, 2, 4, 1, 2),  # a core each
+        (0, 16, 4, 1, 4),  # four cores each
+        (1, 16, 4, 1, 1),
+        (4, 16, 4, 1, 4),
+        (8, 16, 4, 2, 4),  # two GPUs each
+        (8, 16, 3, 2, 3),
+        (8, 16, 1, 8, 1),
+    ],
+)
+def test_trials_share_the_machine(
+    gpus: int, cores: int, trials: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(sharing.VARIABLE, raising=False)
+    monkeypatch.setattr(sharing, "visible_gpus", lambda: [str(gpu) for gpu in range(gpus)])
+    monkeypatch.setattr(sharing, "count_cores", lambda: cores)
+    assert sharing.count_processes(trials) == processes
+    assert sharing.count_workers(trials, processes) == workers
+
+
+def test_no_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setenv(sharing.VARIABLE, "5")
     with pytest.raises(MaskDMError, match="MASKDM_PROCESSES=5; allowed: 1 to 4, the GPUs of this machine"):
-        launch.count_processes()
+        sharing.count_processes(trials=2)

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from maskdm.config.comparison import Phase
 from maskdm.config.masks import PatchMask
-from maskdm.config.params import MaskedPhase, Phase
 from maskdm.engine.project import Project
-from maskdm.engine.trial import run_trial, trial_identity, trial_params, trial_plans
+from maskdm.engine.stages import evaluate, finetune, pretrain
+from maskdm.engine.trial import run_trial, trial_identity, trial_plans
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.processes import ALONE
 from maskdm.tracking.records import read_records
 from maskdm.training.loop import Row
-from tests.toy import ENVIRONMENT, write_params
-from tests.workspace import make_workspace
+from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
-MASKED = (MaskedPhase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16),)
+MASKED = (Phase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16),)
 DENSE = Phase(batch_size=16)
 
 
@@ -40,9 +40,9 @@ def project(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project.open(ALONE)
 
 
-def of(project: Project, name: str, pretrain: tuple[MaskedPhase, ...], seed: int = 1) -> Project:
-    flops = project.params.budget.train_flops
-    return replace(project, params=trial_params(project.params, name, pretrain, DENSE, seed, flops, (0.5, 1.0)))
+def of(project: Project, name: str, pretrain: tuple[Phase, ...], seed: int = 1) -> Project:
+    params = project.params.model_copy(update={"arms": {name: (*pretrain, DENSE)}})
+    return replace(project, params=params.trial(name, seed))
 
 
 def test_a_trial_spends_its_budget_and_is_judged_at_its_snapshots(project: Project) -> None:
@@ -54,11 +54,23 @@ def test_a_trial_spends_its_budget_and_is_judged_at_its_snapshots(project: Proje
     assert [row["fraction"] for row in judged] == [0.5, 1.0]
     assert record.summary["train_flops"] == pytest.approx(trial.params.budget.train_flops, rel=0.0025)
     assert record.summary["fd_effnet_lite0"] == judged[-1]["fd_effnet_lite0"]
-    ((read, machine),) = read_records(Path(), ("study",))
+    ((read, machine),) = [pair for pair in read_records(Path(), ("study",)) if pair[0].key == record.key]
     assert read == record
     assert machine is not None
     assert machine.seconds == pytest.approx(sorted(machine.seconds[: len(losses)]) + machine.seconds[len(losses) :])
     assert not list(Path("work/trials").glob("*/state")), "nothing is left to resume"
+
+
+def test_the_stages_of_params_yaml_make_the_trial_that_a_study_makes(project: Project) -> None:
+    trial = of(project, "patches", MASKED)
+    whole = run_trial(trial, "study", "whole/patches-1", judged=True).record
+    for stage in (pretrain, finetune, evaluate):
+        stage(trial)
+    ((staged, machine),) = read_records(Path(), ("default",))
+    assert machine is not None
+    assert staged.key == "patches/1"
+    assert (staged.identity, staged.history, staged.summary) == (whole.identity, whole.history, whole.summary)
+    assert staged.params == whole.params
 
 
 def test_names_do_not_make_another_trial_but_seeds_masks_and_judging_do(project: Project) -> None:
@@ -115,7 +127,7 @@ def test_a_trial_that_is_stopped_early_is_a_finished_run_and_leaves_nothing_behi
     client = MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
     experiment = client.get_experiment_by_name("maskdm")
     assert experiment
-    (run,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'search@toy/1'")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`maskdm.key` = 'toy/1'")
     assert (run.info.status, run.data.tags["maskdm.stopped_early"]) == ("FINISHED", "enough")
     trial = trial_identity(of(project, "stopped", MASKED), judged=False)
     assert not (Path("work") / "trials" / trial).exists()

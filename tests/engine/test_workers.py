@@ -1,10 +1,13 @@
 """Tasks in processes of their own."""
 
+import itertools
 import os
 import signal
+import time
 
 import pytest
 
+from maskdm.engine import workers
 from maskdm.engine.workers import run_all
 from maskdm.runtime.errors import MaskDMError
 
@@ -38,3 +41,20 @@ def test_what_a_task_raises_ends_all_of_them() -> None:
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(MaskDMError, match="the process of a task was killed; the same command goes on"):
         list(run_all(die, [5], 1, unit="task"))
+
+
+def test_a_gpu_is_given_to_one_task_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a later task ends before an earlier one."""
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    tasks = [1.0, 0.0, 0.0, 0.0]
+    spans = list(run_all(hold, tasks, 2, unit="task", gpus=2))
+    assert {gpus for gpus, _, _ in spans} == {"0,1", "2,3"}
+    for (own, began, ended), (other, began_other, ended_other) in itertools.combinations(spans, 2):
+        assert own != other or ended <= began_other or ended_other <= began
+
+
+def hold(seconds: float) -> tuple[str, float, float]:
+    """The GPUs of this task, and when it had them."""
+    began = time.monotonic()
+    time.sleep(seconds)
+    return os.environ["CUDA_VISIBLE_DEVICES"], began, time.monotonic()

@@ -1,7 +1,9 @@
 """The stages through their real entry points: DVC's lists, `dvc repro` at toy scale, kills, and bad input."""
 
+import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from maskdm.tracking.records import read_records
 from tests.conftest import PARAMS
 from tests.imports import PROJECT, closure, room
-from tests.kills import Activity, Repro, differences, draw_points, facts, kill_at, make_project
-from tests.toy import ENVIRONMENT, write_params
-from tests.workspace import make_workspace
+from tests.kills import Activity, Repro, differences, draw_points, facts, kill_at, make_project, often, wait_for_workers
+from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 # They run, show and keep what the others compute.
 NOT_LISTED = frozenset({"maskdm/engine", "maskdm/runtime", "maskdm/tracking"})
@@ -34,7 +37,7 @@ def dvc_stages() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", dvc_stages())
 def test_a_stage_depends_on_exactly_the_rooms_that_decide_its_result(name: str) -> None:
     listed = {dep for dep in dvc_stages()[name]["deps"] if dep.startswith(("maskdm", "pipeline"))}
-    module = dvc_stages()[name]["cmd"].removeprefix("python -m pipeline.").removeprefix("launch ").split()[0]
+    module = dvc_stages()[name]["cmd"].removeprefix("python -m pipeline.").split()[0]
     not_listed = NOT_LISTED - {"maskdm/tracking"} if name.endswith("report") else NOT_LISTED  # reports read the records
     assert listed == {room(path) for path in closure(PROJECT / "pipeline" / f"{module}.py")} - not_listed
 
@@ -112,19 +115,17 @@ def test_a_lock_file_of_dvc_is_removed_if_it_is_torn_and_only_then(tmp_path: Pat
 
 def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:
     report = (project / "reports" / "report.md").read_text()
-    assert "## Answer" in report
-    records = {str(p.relative_to(project / "records")) for p in (project / "records").rglob("*.json")}
-    of_stages = {"pretrain/none.json", "finetune/staged.json", "evaluate/scratch.machine.json"}
-    assert {"reference.json", "step_time.json"} | of_stages <= records
+    assert re.search(r"^\*\*.*`staged`.*\*\*$", report, re.M)
+    files = {str(path.relative_to(project / "records")) for path in (project / "records").rglob("*.json*")}
+    assert {"reference.json", "step_time.json", "default/scratch.jsonl", "default/staged.jsonl"} <= files
+    keys = {record.key for record, _ in read_records(project, ("default",))}
+    assert keys == {f"{arm}/{seed}" for arm in ("scratch", "staged") for seed in PARAMS["seeds"]}
     assert "0 runs added or completed" in command(project, "maskdm", "sync")
 
 
-def test_both_arms_spent_the_same_compute(project: Path) -> None:
-    spent = [
-        json.loads((project / "records" / "finetune" / f"{arm}.json").read_text())["summary"]["train_flops"]
-        for arm in ("scratch", "staged")
-    ]
-    assert spent[0] == pytest.approx(spent[1], rel=0.01)
+def test_all_trials_spent_the_same_compute(project: Path) -> None:
+    spent = [record.summary["train_flops"] for record, _ in read_records(project, ("default",))]
+    assert spent == pytest.approx([spent[0]] * len(spent), rel=0.01)
 
 
 def test_a_second_repro_does_nothing(project: Path) -> None:
@@ -138,13 +139,23 @@ def test_an_edit_of_the_report_retrains_nothing(project: Path) -> None:
 
 
 def test_a_changed_arm_is_run_again_and_no_other(project: Path) -> None:
-    params = json.loads(json.dumps(PARAMS))
-    params["pretrain"]["staged"][1]["mask"]["crop"] = 2
-    before = (project / "records" / "finetune" / "scratch.json").read_bytes()
-    write_params(project, pretrain=params["pretrain"])
+    arms = json.loads(json.dumps(PARAMS["arms"]))
+    arms["staged"][1]["mask"]["crop"] = 2
+    before = (project / "records" / "default" / "scratch.jsonl").read_bytes()
+    write_params(project, arms=arms)
     ran = stages_run(command(project, "dvc", "repro"))
     assert sorted(ran) == ["evaluate@staged", "finetune@staged", "masks", "pretrain@staged", "report", "step_time"]
-    assert (project / "records" / "finetune" / "scratch.json").read_bytes() == before
+    assert (project / "records" / "default" / "scratch.jsonl").read_bytes() == before
+
+
+def test_another_seed_trains_no_other(project: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("*/scratch/**/*.safetensors")}
+    write_params(project, seeds=[*PARAMS["seeds"], 7])
+    assert {"pretrain@staged", "finetune@scratch", "evaluate@scratch"} <= set(
+        stages_run(command(project, "dvc", "repro"))
+    )
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {record.params["seed"] for record, _ in read_records(project, ("default",))} == {*PARAMS["seeds"], 7}
 
 
 # --- one stage at a time ------------------------------------------------------------------------------------
@@ -155,25 +166,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with its data, and nothing trained."""
     folder = tmp_path_factory.mktemp("prepared")
     make_workspace(folder, "smoke")
-    write_params(folder, budget={"train_flops": 5e9, "snapshots": [0.5, 1.0]})
+    write_params(folder, budget={"train_flops": 8e9, "snapshots": [0.5, 1.0]})
+    often(folder)
     stage(folder, "prepare")
     return folder
 
 
-def weights(folder: Path) -> bytes:
-    (file,) = (folder / "runs" / "pretrain" / "staged" / "weights").glob("*.safetensors")
-    return file.read_bytes()
+def weights(folder: Path) -> list[bytes]:
+    """Of all seeds."""
+    return [path.read_bytes() for path in sorted((folder / "runs/pretrain/staged").glob("*/weights/*.safetensors"))]
 
 
 def start_training(folder: Path) -> "subprocess.Popen[str]":
-    """The stage pretrain@staged, under way and with a checkpoint saved; checkpoints are taken at every step."""
-    code = (
-        "import maskdm.training.loop as t; t.PhaseTrainer.__init__.__defaults__ = (0.0, t.ALONE, print, None)\n"
-        "import sys; sys.argv = ['pretrain', 'staged']\n"
-        "from pipeline.pretrain import main; main()"
-    )
+    """The stage pretrain@staged, under way and with a checkpoint saved."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE
+        [sys.executable, "-m", "pipeline.pretrain", "staged"],
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 120
     while not list((folder / "work").glob("*/*/phase1.pt")):
@@ -187,40 +198,49 @@ def test_a_killed_stage_goes_on_with_the_same_command_to_the_same_weights(prepar
     killed = start_training(prepared)
     killed.kill()
     killed.communicate()
-    assert not (prepared / "records" / "pretrain" / "staged.json").exists()
+    wait_for_workers(prepared)
+    assert not list((prepared / "runs").glob("pretrain/staged/*/training.json"))
     stage(prepared, "pretrain", "staged")
-    resumed, record = weights(prepared), (prepared / "records" / "pretrain" / "staged.json").read_bytes()
+    resumed = weights(prepared)
+    assert len(resumed) == len(PARAMS["seeds"])
     assert not list((prepared / "work").glob("*/*"))
 
+    shutil.rmtree(prepared / "runs")
     interrupted = start_training(prepared)
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
-    assert re.search(r"interrupted: saved at step \d+ of \d+; the same command goes on", said)
+    assert said.strip().splitlines()[-1] == "interrupted: the same command goes on from here"
     stage(prepared, "pretrain", "staged")
     assert weights(prepared) == resumed
 
+    shutil.rmtree(prepared / "runs")
     stage(prepared, "pretrain", "staged")  # without a break
     assert weights(prepared) == resumed
-    assert (prepared / "records" / "pretrain" / "staged.json").read_bytes() == record
+
+
+def test_what_is_done_is_not_done_again(prepared: Path) -> None:
+    stage(prepared, "pretrain", "staged")
+    before = {path: path.stat().st_mtime_ns for path in (prepared / "runs").rglob("*") if path.is_file()}
+    stage(prepared, "pretrain", "staged")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_fine_tuning_does_not_begin_anew_where_the_state_is_missing(prepared: Path) -> None:
     stage(prepared, "pretrain", "staged")
-    state = prepared / "runs" / "pretrain" / "staged" / "state.pt"
-    state.unlink()
+    for state in (prepared / "runs" / "pretrain" / "staged").glob("*/state.pt"):
+        state.unlink()
     said = stage(prepared, "finetune", "staged", expect=2)
-    assert said.strip().splitlines()[-1].startswith("error: runs/pretrain/staged/state.pt: no such file; `dvc repro")
+    assert re.match(r"error: runs/pretrain/staged/\d/state.pt: no such file; delete", said.strip().splitlines()[-1])
     assert not (prepared / "runs" / "finetune" / "staged").exists()
 
 
 def test_an_unreachable_tracking_server_does_not_stop_training(prepared: Path) -> None:
     server = "http://127.0.0.1:9"
+    shutil.rmtree(prepared / "runs", ignore_errors=True)
     output = stage(prepared, "pretrain", "staged", MLFLOW_TRACKING_URI=server)
-    assert output.count("warning: tracking stops") == 1
+    assert output.count("warning: tracking stops") == len(PARAMS["seeds"])
     assert "`maskdm sync` uploads them" in output
-    store = f"sqlite:///{prepared / 'elsewhere.db'}"
-    assert "1 runs added or completed" in command(prepared, "maskdm", "sync", MLFLOW_TRACKING_URI=store)
     refused = command(prepared, "maskdm", "sync", expect=2, MLFLOW_TRACKING_URI=server)
     assert refused.strip().splitlines()[-1].startswith(f"error: tracking store {server}")
 
@@ -228,9 +248,9 @@ def test_an_unreachable_tracking_server_does_not_stop_training(prepared: Path) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("pretrain", "stagged"), "error: stagged: allowed: one of none, staged"),
-        (("finetune", "staged"), "error: runs/pretrain/staged/weights: no such folder"),
-        (("evaluate", "scratch"), "error: runs/finetune/scratch/snapshots/0500: no such folder"),
+        (("pretrain", "stagged"), "error: stagged: allowed: one of scratch, staged"),
+        (("finetune", "staged"), "error: runs/pretrain/staged/"),
+        (("evaluate", "scratch"), "error: runs/finetune/scratch/"),
         (("report",), "error: records/"),
     ],
 )
@@ -243,7 +263,71 @@ def test_a_missing_input_is_one_line(tmp_path: Path, prepared: Path, arguments: 
 
 def test_a_mistake_in_the_settings_stops_every_stage_with_one_line(tmp_path: Path) -> None:
     make_workspace(tmp_path, "smoke")
-    write_params(tmp_path, sead=1)
+    write_params(tmp_path, baselyne=1)
     output = stage(tmp_path, "prepare", expect=2)
-    assert output.strip() == "error: params.yaml: sead is not a known key; did you mean seed?"
+    assert output.strip() == "error: params.yaml: baselyne is not a known key; did you mean baseline?"
     assert not (tmp_path / "data").exists()
+
+
+# --- what users of DVC ask for ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repository(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with what it has made, in a git repository."""
+    folder = tmp_path_factory.mktemp("repository") / "project"
+    shutil.copytree(project, folder)
+    shutil.copy(PROJECT / ".gitignore", folder)
+    command(folder, "dvc", "config", "core.no_scm", "--unset")
+    command(folder, "git", "init", "--quiet")
+    commit(folder, "first")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    command(folder, "git", "add", "--all")
+    author = ("-c", "user.name=Tests", "-c", "user.email=tests@example.org")
+    command(folder, "git", *author, "commit", "--quiet", "--message", message)
+
+
+def metrics(said: str) -> dict[str, Any]:
+    """Of each arm in DVC's JSON, by the name of its file."""
+    files: dict[str, Any] = json.loads(said)
+    return {Path(path).stem: row for path, row in files.items()}
+
+
+def test_metrics_are_a_row_an_arm_from_any_folder(repository: Path) -> None:
+    for folder in (repository, repository / "maskdm"):
+        shown = json.loads(command(folder, "dvc", "metrics", "show", "--json"))
+        arms = metrics(json.dumps(shown[""]["data"]))
+        assert arms.keys() == {"scratch", "staged"}
+        assert {name for name in arms["staged"]["data"] if not name.startswith("fd_")} == {
+            *("heldout_loss", "train_seconds"),
+            *("compute_to_target", "compute_to_target_low", "compute_to_target_high"),
+        }
+    lines = command(repository, "dvc", "metrics", "show").splitlines()
+    assert max(map(len, lines)) < 160
+
+
+def test_plots_show_the_curves_of_all_arms_in_one(repository: Path) -> None:
+    page = Path(command(repository, "dvc", "plots", "show").strip().removeprefix("file://")).read_text()
+    assert page.count("vegaEmbed('#") == 1
+    assert all(f'"arm": "{arm}"' in page for arm in ("scratch", "staged"))
+    assert page.count("<img") == 2
+
+
+def test_an_experiment_changes_one_setting_and_is_compared(repository: Path) -> None:
+    ran = stages_run(command(repository, "dvc", "exp", "run", "-S", "arms.staged.0.share=0.3"))
+    assert "finetune@staged" in ran
+    assert not any(name.endswith("@scratch") for name in ran)
+    shown = json.loads(command(repository, "dvc", "metrics", "diff", "--json"))
+    diff = {Path(path).stem: row for path, row in shown["diff"].items()}
+    assert diff.keys() == {"staged"}
+    assert diff["staged"]["heldout_loss"]["old"] != diff["staged"]["heldout_loss"]["new"]
+    page = Path(command(repository, "dvc", "plots", "diff").strip().removeprefix("file://")).read_text()
+    assert '"rev": "HEAD"' in page
+    assert '"rev": "workspace"' in page
+    table = pd.read_csv(io.StringIO(command(repository, "dvc", "exp", "show", "--csv")))
+    column = next(name for name in table.columns.astype(str) if name.endswith("staged.json:heldout_loss"))
+    assert table[column].notna().sum() >= 2
+    assert table[column].nunique() == 2

@@ -14,22 +14,22 @@ from maskdm.config.reading import load_block
 from maskdm.config.study import Parts
 from maskdm.tracking.records import read_records, read_step_times
 from tests.imports import PROJECT
-from tests.toy import ENVIRONMENT, write_params
-from tests.workspace import make_workspace
+from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 MASKED = {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}
+DENSE = {"batch_size": 8}
 FIRST: dict[str, Any] = {
     "question": "Does it pay?",
     "paper": "it does.",
-    "train_flops": 4e9,
-    "snapshots": [0.5, 1.0],
-    "heldout_points": 4,
     "seeds": [1, 2],
-    "finetune": {"batch_size": 8},
+    "budget": {"train_flops": 4e9, "snapshots": [0.5, 1.0]},
+    "heldout": {"images": 32, "points": 4},
     "baseline": "scratch",
-    "arms": {"scratch": [], "patches": [MASKED]},
+    "controls": {},
+    "arms": {"scratch": [DENSE], "patches": [MASKED, DENSE]},
 }
-SECOND = FIRST | {"question": "And without positions?", "arms": {"base": [], "untold": [MASKED | {"positions": False}]}}
+UNTOLD = [MASKED | {"positions": False}, DENSE]
+SECOND = FIRST | {"question": "And without positions?", "arms": {"base": [DENSE], "untold": UNTOLD}}
 
 
 def run(folder: Path, module: str, *arguments: str, expect: int = 0) -> str:
@@ -83,9 +83,9 @@ def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) ->
 def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:
     settings = load_block(Parts, "parts", project / "study" / "params.yaml")
     write_study(project, **{name: part.model_dump(mode="json") for name, part in settings.root.items()}, third=FIRST)
-    error = run(project, "study_report", expect=2)
+    error = run(project, "report", "--study", expect=2)
     assert error == "error: records/study_step_time.json: no such file; the stage `step_time` writes it\n"
-    run(project, "study_step_time")
+    run(project, "step_time", "--study")
     times = read_step_times(project / "records" / "study_step_time.json")
     phases = {arm: len(seconds) for arm, seconds in times.seconds.items()}
     assert phases == {
@@ -93,13 +93,14 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
         **{"third/scratch": 1, "third/patches": 2},
     }
     assert times.seconds["first/scratch"] == times.seconds["second/base"]  # the same step, timed once
-    run(project, "study_report")
+    run(project, "report", "--study")
     text = (project / "reports" / "study.md").read_text()
     assert "## Does it pay?" in text
-    assert re.search(r"- \*And without positions\?\* .+ ended with a lower held-out loss than `", text)
+    assert re.search(r"- \*And without positions\?\* On digits at 4 GFLOPs .+ 2 seeds\)", text)
     assert "dvc repro study/dvc.yaml:part@third" in text
-    table = pd.read_csv(project / "reports" / "study" / "first.csv")
-    assert len(table) == 4
+    table = pd.read_csv(project / "reports" / "study" / "trials.csv")
+    assert len(table) == 8
+    table = table[table["comparison"] == "first"]
     steps = {record.key: record.history[-3]["step"] for record, _ in read_records(project, ("study",))}
     (seconds,) = times.seconds["first/scratch"]
     scratch = table[table["arm"] == "scratch"]
@@ -109,7 +110,7 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
 
 def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
     write_study(project, masks=FIRST)
-    run(project, "study_step_time")
+    run(project, "step_time", "--study")
     run(project, "throughput")
     table = pd.read_csv(project / "reports" / "study" / "throughput.csv").set_index("arm")
     assert set(table.index) == {"scratch", "patches"}
@@ -128,6 +129,11 @@ def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "changes", "says"),
     [
+        (
+            ["first"],
+            {"controls": {"scratch": "base"}},
+            "study/params.yaml: parts.first: controls: base; allowed: a key",
+        ),
         (["other"], {}, "other: allowed: one of first"),
         (["first", "--workers", "0"], {}, "--workers=0; allowed"),
         (["first"], {"baseline": "none"}, "study/params.yaml: parts.first: baseline=none; allowed: a key of arms"),

@@ -12,7 +12,7 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.processes import ALONE, Processes
 from tests.imports import PROJECT
 from tests.replay import DTYPES, STEPS, replay
-from tests.toy import ENVIRONMENT
+from tests.workspace import ENVIRONMENT
 
 # Three processes add the same numbers up in another order. Measured after 20 steps, as a share of the weights' norm:
 # 1e-16 in float64, 5e-8 in float32, which is each type's rounding. The tolerances leave room for the matrix products of

@@ -23,7 +23,7 @@ from tests.conftest import PARAMS, RECIPE
 
 
 def all_phases(params: Params, recipe: Recipe, arm: str) -> list[PhasePlan]:
-    return [*plan_pretrain(params, recipe, params.arms[arm].pretrain), plan_finetune(params, recipe, arm)]
+    return [*plan_pretrain(params, recipe, arm), plan_finetune(params, recipe, arm)]
 
 
 @pytest.mark.parametrize("tokens", [3, 16])
@@ -122,7 +122,7 @@ def test_every_snapshot_and_point_falls_into_one_phase(snapshots: list[float], p
 
 
 def test_an_arm_may_be_masked_all_the_way(settings: dict[str, Any], recipe: Recipe) -> None:
-    settings["pretrain"]["patch75"][0]["share"] = 1.0
+    settings["arms"]["patch75"][0]["share"] = 1.0
     assert plan_finetune(Params.model_validate(settings), recipe, "patch75").steps == 0
 
 
@@ -135,7 +135,7 @@ def test_a_budget_too_small_for_whole_steps_is_rejected(settings: dict[str, Any]
 
 
 def test_a_phase_overrides_the_recipe(settings: dict[str, Any], recipe: Recipe) -> None:
-    settings["arms"]["patch75"]["finetune"]["override"] = {"lr": 1e-5}
+    settings["arms"]["patch75"][-1]["override"] = {"lr": 1e-5}
     params = Params.model_validate(settings)
     assert plan_finetune(params, recipe, "patch75").optimisation.lr == 1e-5
     assert plan_pretrain(params, recipe, "patch75")[0].optimisation == recipe.optimisation
@@ -155,9 +155,9 @@ def test_phases_that_hand_over_their_state_have_one_schedule(params: Params, rec
 
 
 def test_a_phase_that_hands_over_weights_ends_the_schedule(params: Params, recipe: Recipe) -> None:
-    first, second = PARAMS["pretrain"]["staged"]
-    staged = {"staged": [first, second | {"handover": "weights"}]}
-    changed = Params.model_validate(PARAMS | {"pretrain": PARAMS["pretrain"] | staged})
+    first, second, finetune = PARAMS["arms"]["staged"]
+    staged = {"staged": [first, second | {"handover": "weights"}, finetune]}
+    changed = Params.model_validate(PARAMS | {"arms": PARAMS["arms"] | staged})
     block, crop, last = all_phases(changed, recipe, "staged")
     assert crop.goes_on
     assert not last.goes_on
@@ -180,7 +180,7 @@ def test_a_recipe_that_hands_over_weights_gives_every_phase_a_schedule_of_its_ow
 
 
 def test_state_is_not_handed_to_another_optimiser(params: Params, recipe: Recipe) -> None:
-    finetune = {"finetune": {"batch_size": 8, "override": {"optimizer": "muon"}}}
-    changed = PARAMS | {"arms": PARAMS["arms"] | {"staged": PARAMS["arms"]["staged"] | finetune}}
+    finetune = {"batch_size": 8, "override": {"optimizer": "muon"}}
+    changed = PARAMS | {"arms": PARAMS["arms"] | {"staged": [*PARAMS["arms"]["staged"][:-1], finetune]}}
     with pytest.raises(MaskDMError, match="handover=state from optimizer=adamw to muon; allowed: one optimizer"):
         plan_finetune(Params.model_validate(changed), recipe, "staged")

@@ -1,0 +1,158 @@
+"""The schema of a comparison: arms of equal compute, each trained with every seed (DESIGN, "One idea").
+
+`params.yaml` holds the default one, `study/params.yaml` more of them; the confirmation of a search is one too.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from maskdm.config.masks import Mask, mask_name
+from maskdm.config.recipe import Handover, Optimisation, Recipe
+from maskdm.config.schema import Name, Positive, Schema
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Phase(Schema):
+    """A stretch of training. `override` replaces keys of the recipe's `optimisation`."""
+
+    batch_size: Positive
+    mask: Mask | None = None  # optional: which tokens are kept; None: all
+    share: Share | None = None  # of the arm's compute; None: what the phases before leave, of the last phase alone
+    override: dict[str, Any] = Field(default_factory=dict)
+    positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
+    handover: Handover | None = None  # optional: what the next phase starts from, in place of the recipe's
+
+    def optimisation(self, recipe: Recipe) -> Optimisation:
+        """The recipe's optimisation with this phase's overrides."""
+        return Optimisation.model_validate({**recipe.optimisation.model_dump(), **self.override})
+
+    @model_validator(mode="after")
+    def _known_overrides(self) -> Self:
+        for key in self.override:
+            if key not in Optimisation.model_fields:
+                raise ValueError(f"override.{key} is not a known key; allowed: {', '.join(Optimisation.model_fields)}")
+        return self
+
+    @model_validator(mode="after")
+    def _positions_are_of_a_mask(self) -> Self:
+        if self.mask is None and not self.positions:
+            raise ValueError("positions=false without a mask; allowed: true")
+        return self
+
+
+Arm = Annotated[tuple[Phase, ...], Field(min_length=1)]  # in sequence: pre-training, and at last fine-tuning
+
+
+class Budget(Schema):
+    """What every arm spends, and where along it snapshots of the weights are taken."""
+
+    train_flops: Annotated[float, Field(gt=0)]  # forward, backward and update, of all phases of an arm together
+    snapshots: tuple[Share, ...]  # shares of the budget, ascending; the last is 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.snapshots or list(self.snapshots) != sorted(set(self.snapshots)) or self.snapshots[-1] != 1:
+            raise ValueError(f"snapshots={list(self.snapshots)}; allowed: ascending shares of the budget, the last 1")
+        return self
+
+
+class Heldout(Schema):
+    """The held-out denoising loss: on how many fixed images, and at how many points along the budget."""
+
+    images: Positive
+    points: Positive
+
+
+class Comparison(Schema):
+    """Arms x seeds at equal compute."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]  # of the weights, the order of images, and all noise
+    budget: Budget
+    heldout: Heldout
+    arms: dict[Name, Arm]
+    baseline: Name  # the arm that the others are compared with
+    controls: dict[Name, Name]  # a control -> the arm whose control it is
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}; allowed: each seed once")
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline={self.baseline}; allowed: a key of arms ({', '.join(self.arms)})")
+        for name, phases in self.arms.items():
+            _check_phases(name, phases)
+        for control, arm in self.controls.items():
+            for name in (control, arm):
+                if name not in self.arms:
+                    raise ValueError(f"controls: {name}; allowed: a key of arms ({', '.join(self.arms)})")
+        return self
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Check what depends on the grid of tokens.
+
+        Raises:
+            ValueError: a mask does not fit it, or a control differs from its arm in more than the masks.
+        """
+        for name, phases in self.arms.items():
+            for index, phase in enumerate(phases):
+                try:
+                    num_tokens(phase, grid)
+                except ValueError as error:
+                    raise ValueError(f"arms.{name}[{index}].{error}") from None
+        for control, arm in self.controls.items():
+            _check_control(control, arm, self.arms, grid)
+
+
+def num_tokens(phase: Phase, grid: tuple[int, int]) -> int:
+    """Tokens of an image that the network sees in a phase.
+
+    Raises:
+        ValueError: the mask does not fit the grid.
+    """
+    return phase.mask.num_keep(grid) if phase.mask else grid[0] * grid[1]
+
+
+def masks_in_words(phases: Sequence[Phase]) -> str:
+    """The masks of phases in sequence, joined by arrows; those without one are left out."""
+    return " -> ".join(mask_name(phase.mask) for phase in phases if phase.mask)
+
+
+def _check_phases(name: str, phases: tuple[Phase, ...]) -> None:
+    """Refuse shares that do not add up, and what the last phase has no use for."""
+    for index, phase in enumerate(phases[:-1]):
+        if phase.share is None:
+            raise ValueError(f"arms.{name}[{index}].share is missing; only the last phase has none")
+    last = f"arms.{name}[{len(phases) - 1}]"
+    if phases[-1].share is not None:
+        raise ValueError(f"{last}.share={phases[-1].share}; allowed: none, the last phase has the rest")
+    if phases[-1].handover is not None:
+        raise ValueError(f"{last}.handover={phases[-1].handover}; allowed: none, nothing comes after the last phase")
+    if sum(phase.share or 0 for phase in phases) > 1 + 1e-9:
+        raise ValueError(f"arms.{name}: the shares add up to more than 1, the whole budget")
+
+
+def _check_control(control: str, arm: str, arms: dict[str, Arm], grid: tuple[int, int]) -> None:
+    """Refuse a control that differs from its arm in more than masks: it makes about the same steps, without them."""
+    own, others, as_there = arms[control], arms[arm], f"as in {arm}, whose control it is"
+    if not any(phase.mask for phase in others):
+        raise ValueError(f"controls.{control}={arm}, which has no mask; allowed: an arm that has one")
+    if len(own) != len(others):
+        raise ValueError(f"arms.{control}: number of phases: {len(own)}; allowed: {len(others)}, {as_there}")
+    for index, (phase, other) in enumerate(zip(own, others, strict=True)):
+        where = f"arms.{control}[{index}]"
+        if phase.mask is not None:
+            raise ValueError(f"{where}.mask: {mask_name(phase.mask)}; allowed: none, it is the control of {arm}")
+        for key in ("share", "override", "handover"):
+            if (found := getattr(phase, key)) != (wanted := getattr(other, key)):
+                raise ValueError(f"{where}.{key}={found or 'none'}; allowed: {wanted or 'none'}, {as_there}")
+        tokens, whole = other.batch_size * num_tokens(other, grid), grid[0] * grid[1]
+        # The whole images nearest to as many tokens; one where it takes less than half of one.
+        if abs(phase.batch_size * whole - tokens) > max(whole / 2, whole - tokens):
+            raise ValueError(
+                f"{where}.batch_size={phase.batch_size}; allowed: {max(1, round(tokens / whole))}, which hold about as "
+                f"many tokens {as_there}"
+            )

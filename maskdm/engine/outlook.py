@@ -1,0 +1,64 @@
+"""How much of the comparison is left to do: said at its start, and by the bar of every stage."""
+
+from collections.abc import Mapping
+
+import torch
+
+from maskdm.config.params import Params
+from maskdm.config.recipe import Recipe
+from maskdm.engine.dry_run import duration, measure_rate
+from maskdm.engine.judge import judging_flops
+from maskdm.engine.sharing import count_processes, take_threads
+from maskdm.runtime.paths import stage_folder
+from maskdm.runtime.progress import WorkBar
+from maskdm.runtime.units import si
+from maskdm.training.plan import arm_plans
+
+LAST_FILES = {"pretrain": "training.json", "finetune": "training.json", "evaluate": "identity"}
+
+
+def outlook(params: Params, recipe: Recipe, device: torch.device) -> str:
+    """What `dvc repro` has to do, and about how long that takes here by a burst of the baseline's steps."""
+    workers = take_threads(len(params.seeds), count_processes(len(params.seeds)))
+    rate = workers * measure_rate(params, recipe, arm_plans(params, recipe, params.baseline)[-1], device)
+    sizes, judging = stage_sizes(params, recipe), judging_flops(params, recipe)
+    seeds, search = len(params.seeds), params.search
+    left = sum(sizes.values()) * seeds - done_flops(params, sizes)
+    confirming = (search.confirm + 2) * len(search.confirm_seeds)
+    runs = search.trials + confirming
+    searching = runs * search.train_flops + confirming * judging / len(params.budget.snapshots)
+    return (
+        f"{len(params.arms)} arms x {seeds} seeds of {si(params.budget.train_flops, 'FLOPs')}, {workers} at a time: "
+        f"about {duration(left / rate)} left of training and judging here. A search of {runs} runs of "
+        f"{si(search.train_flops, 'FLOPs')}: about {duration(searching / rate)}, if it is not done. Preparing the data "
+        "and reporting come on top. What is done is not done again."
+    )
+
+
+def whole_run(params: Params, recipe: Recipe, stage: str, arm: str) -> WorkBar:
+    """A bar for the whole comparison, of which one stage of one arm is at work now."""
+    sizes, count = stage_sizes(params, recipe), len(params.seeds)
+    own, total = sizes[stage, arm], sum(sizes.values()) * count
+    done = done_flops(params, {key: size for key, size in sizes.items() if key != (stage, arm)})
+    start = sizes["pretrain", arm] if stage == "finetune" else 0.0
+    return WorkBar(f"{stage} {arm}", [own] * count, before=done, after=total - done - own * count, start=start)
+
+
+def stage_sizes(params: Params, recipe: Recipe) -> dict[tuple[str, str], float]:
+    """About the FLOPs of each stage of each arm, with one seed."""
+    judging, sizes = judging_flops(params, recipe), dict[tuple[str, str], float]()
+    for arm, phases in params.arms.items():
+        before = sum(phase.share or 0.0 for phase in phases) * params.budget.train_flops
+        sizes["pretrain", arm], sizes["finetune", arm] = before, params.budget.train_flops - before
+        sizes["evaluate", arm] = judging
+    return sizes
+
+
+def done_flops(params: Params, sizes: Mapping[tuple[str, str], float]) -> float:
+    """How many of them are behind the comparison: of stages that have left what they leave at their end."""
+    return sum(
+        size
+        for (stage, arm), size in sizes.items()
+        for seed in params.seeds
+        if (stage_folder(stage, arm, seed) / LAST_FILES[stage]).is_file()
+    )
