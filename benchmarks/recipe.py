@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.distance import Distance
+from benchmarks.sampling import Distance
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe

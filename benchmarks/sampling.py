@@ -7,15 +7,20 @@ initial noise for every sampler, and prints a table.
 
 import argparse
 import time
+from dataclasses import dataclass
 
-from benchmarks.distance import Distance
+import numpy as np
+import torch
+
 from maskdm.config.comparison import masks_in_words
-from maskdm.config.params import Params, Sampling
+from maskdm.config.params import Evaluation, Params, Sampling
 from maskdm.engine.project import Project
+from maskdm.evaluation.extractors import Extractor, extract, load_extractor
+from maskdm.evaluation.metrics import Reference, ReferenceKey, frechet_distance, load_reference, statistics
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
-from maskdm.runtime.paths import stage_folder
+from maskdm.runtime.paths import REFERENCE, stage_folder
 from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.objective import noise_schedule
@@ -25,6 +30,31 @@ CANDIDATES = [
     *(("ddim", steps) for steps in (20, 50)),
     *((sampler, steps) for sampler in ("dpm_solver", "unipc") for steps in (4, 6, 8, 10, 12, 20)),
 ]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The metric of `evaluation` against the reference that `dvc repro` made of the data."""
+
+    evaluation: Evaluation
+    extractor: Extractor
+    reference: Reference
+
+    @classmethod
+    def open(cls, evaluation: Evaluation, data_sha256: str, device: torch.device) -> "Distance":
+        """Load the extractor and the reference.
+
+        Raises:
+            MaskDMError: one of them is missing or is not what the settings ask for.
+        """
+        extractor = load_extractor(evaluation, device)
+        key = ReferenceKey.of(extractor, data_sha256, evaluation)
+        return cls(evaluation, extractor, load_reference(REFERENCE, key))
+
+    def __call__(self, images: np.ndarray) -> float:
+        """The Fréchet distance of uint8 images `[n, C, H, W]`."""
+        features = extract(self.extractor, images, self.evaluation.batch_size)
+        return frechet_distance(statistics(features), (self.reference.mean, self.reference.covariance))
 
 
 def main() -> None:
