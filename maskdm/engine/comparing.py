@@ -37,9 +37,10 @@ def run_part(name: str, part: Part, workers: int) -> None:
     """Train and judge what is missing of a part, `workers` trials at a time, and write its file of records."""
     tasks = [Task(name, part, arm, seed) for seed in part.seeds for arm in part.arms]
     missing = keep_known(Project.open(ALONE), tasks)
-    bar = WorkBar(f"{name}: {len(missing)} of {len(tasks)} trials", [part.budget.train_flops] * len(missing))
-    for _ in run_all(run, missing, workers, unit="trial", bar=bar):
-        pass
+    if missing:
+        bar = WorkBar(f"{name}: {len(missing)} of {len(tasks)} trials", [part.budget.train_flops] * len(missing))
+        for _ in run_all(run, missing, workers, unit="trial", bar=bar):
+            pass
     fold_records(ROOT, "study", name, keep={task.key for task in tasks})
     mlflow_store.summarise(ROOT, "study")
 

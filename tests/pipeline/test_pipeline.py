@@ -22,6 +22,7 @@ from tests.imports import PROJECT, closure, room
 from tests.kills import Activity, Repro, differences, draw_points, facts, kill_at, make_project, often, wait_for_workers
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
+TO_TARGET = ("compute_to_target", "compute_to_target_low", "compute_to_target_high")
 # They run, show and keep what the others compute.
 NOT_LISTED = frozenset({"maskdm/engine", "maskdm/runtime", "maskdm/tracking"})
 
@@ -148,14 +149,15 @@ def test_a_changed_arm_is_run_again_and_no_other(project: Path) -> None:
     assert (project / "records" / "default" / "scratch.jsonl").read_bytes() == before
 
 
-def test_another_seed_trains_no_other(project: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("*/scratch/**/*.safetensors")}
-    write_params(project, seeds=[*PARAMS["seeds"], 7])
-    assert {"pretrain@staged", "finetune@scratch", "evaluate@scratch"} <= set(
-        stages_run(command(project, "dvc", "repro"))
-    )
+def test_another_seed_trains_no_other(project: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(project, tmp_path / "project")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*/scratch/**/*.safetensors")}
+    write_params(folder, seeds=[*PARAMS["seeds"], 7])
+    ran = stages_run(command(folder, "dvc", "repro", "evaluate@scratch"))
+    assert ran == ["pretrain@scratch", "finetune@scratch", "evaluate@scratch"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert {record.params["seed"] for record, _ in read_records(project, ("default",))} == {*PARAMS["seeds"], 7}
+    of_scratch = {record.params["seed"] for record, _ in read_records(folder, ("default",)) if record.arm == "scratch"}
+    assert of_scratch == {*PARAMS["seeds"], 7}
 
 
 # --- one stage at a time ------------------------------------------------------------------------------------
@@ -301,10 +303,9 @@ def test_metrics_are_a_row_an_arm_from_any_folder(repository: Path) -> None:
         shown = json.loads(command(folder, "dvc", "metrics", "show", "--json"))
         arms = metrics(json.dumps(shown[""]["data"]))
         assert arms.keys() == {"scratch", "staged"}
-        assert {name for name in arms["staged"]["data"] if not name.startswith("fd_")} == {
-            *("heldout_loss", "train_seconds"),
-            *("compute_to_target", "compute_to_target_low", "compute_to_target_high"),
-        }
+        columns = {*("heldout_loss", "fd_effnet_lite0", "train_seconds"), *TO_TARGET}
+        assert arms["scratch"]["data"].keys() == columns
+        assert columns - set(TO_TARGET) <= arms["staged"]["data"].keys() <= columns  # it may never reach the target
     lines = command(repository, "dvc", "metrics", "show").splitlines()
     assert max(map(len, lines)) < 160
 
@@ -320,9 +321,8 @@ def test_an_experiment_changes_one_setting_and_is_compared(repository: Path) -> 
     ran = stages_run(command(repository, "dvc", "exp", "run", "-S", "arms.staged.0.share=0.3"))
     assert "finetune@staged" in ran
     assert not any(name.endswith("@scratch") for name in ran)
-    shown = json.loads(command(repository, "dvc", "metrics", "diff", "--json"))
-    diff = {Path(path).stem: row for path, row in shown["diff"].items()}
-    assert diff.keys() == {"staged"}
+    diff = metrics(command(repository, "dvc", "metrics", "diff", "--json"))
+    assert diff.get("scratch", {}).keys() <= {"train_seconds"}  # steps were timed again
     assert diff["staged"]["heldout_loss"]["old"] != diff["staged"]["heldout_loss"]["new"]
     page = Path(command(repository, "dvc", "plots", "diff").strip().removeprefix("file://")).read_text()
     assert '"rev": "HEAD"' in page
