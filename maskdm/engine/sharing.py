@@ -57,7 +57,8 @@ def start_processes(count: int, module: str, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable()  # of torchrun: the stage says itself, in one line, why it stopped
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // count)))  # torchrun's own default is 1
+    threads = int(os.environ.get("OMP_NUM_THREADS") or count_cores())  # of this trial; torchrun's own default is 1 each
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // count))
     command = ["--standalone", f"--nproc-per-node={count}", "--module", module, *arguments]
     try:
         torchrun.run(torchrun.parse_args(command))
