@@ -81,11 +81,6 @@ class Judge:
         key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
         return cls(project, plans, extractor, load_reference(REFERENCE, key), work)
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of what is measured."""
-        return (self.extractor.metric_name, "kid", "precision", "recall")
-
     def __call__(self, share: float, folder: Path) -> Row:
         """The row of the record for the snapshot in `folder`, taken at `share` of the budget; {} on other processes."""
         params, processes = self.project.params, self.project.processes
