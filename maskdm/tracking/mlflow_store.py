@@ -441,9 +441,13 @@ class StoredRun:
         self._new_tags |= {f"hardware.{name}": str(value) for name, value in machine.hardware.items()}
 
     def add_points(self, points: Iterable[tuple[str, int, float, int]]) -> None:
-        """What the store lacks of `points`: name, step, value and time in milliseconds."""
-        new = {(name, step): (value, time) for name, step, value, time in points if (name, step) not in self._logged}
-        self._new_points |= new
+        """What the store lacks of `points`: name, step, value and time in milliseconds.
+
+        The first of one name and step stays, so that it does not matter how many are written at once.
+        """
+        for name, step, value, logged in points:
+            if (name, step) not in self._logged:
+                self._new_points.setdefault((name, step), (value, logged))
 
     def write(self, tags: dict[str, str] | None = None) -> None:
         """Write what was added, and some tags."""
@@ -523,11 +527,15 @@ def _points(row: dict[str, Any]) -> Iterator[tuple[str, int, float]]:
             yield f"{name}_by_gflops", round(row["train_flops"] / 1e9), float(value)
 
 
+def _series(record: Record) -> dict[tuple[str, int], float]:
+    """(name, step) -> value; as in the record's run, the first value of one name and step stays."""
+    points = [point for row in record.history for point in _points(row)]
+    return {(name, step): value for name, step, value in reversed(points)}
+
+
 def _means(records: list[Record]) -> dict[tuple[str, int], float]:
     """(name, step) -> mean over the records, where all of them measured; and how far their final values spread."""
-    series = [
-        {(name, step): value for row in record.history for name, step, value in _points(row)} for record in records
-    ]
+    series = [_series(record) for record in records]
     common = [key for key in series[0] if all(key in points for points in series)]
     wanted = [key for key in common if OF_AN_ARM.fullmatch(key[0].removesuffix("_by_gflops"))]
     means = {key: fmean(points[key] for points in series) for key in wanted}

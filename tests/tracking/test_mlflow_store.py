@@ -340,6 +340,19 @@ def test_a_run_killed_in_the_middle_of_a_batch_goes_on_without_loss_or_repetitio
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
 
 
+def test_of_rows_that_fall_on_one_step_the_first_stays_however_many_are_logged_at_once(project: Path) -> None:
+    rows = [{**row, "train_flops": 4e8 * number} for number, row in enumerate(TRAINING[:10])]
+    with live(project, "at once") as run:
+        run.log_history(rows)
+    with live(project, "row by row") as run:
+        for number in range(len(rows)):
+            run.log_history(rows[: number + 1])
+    assert series(project, "at once, seed 0") == series(project, "row by row, seed 0")
+    first = {round(row["train_flops"] / 1e9): row["heldout_loss"] for row in reversed(rows)}
+    assert dict(series(project, "at once, seed 0")["heldout_loss_by_gflops"]) == first
+    assert len(first) < len(rows)
+
+
 def test_an_equal_run_is_the_same_run(project: Path) -> None:
     for _ in range(2):
         with live(project, "twice") as run:
