@@ -6,13 +6,15 @@ position embedding of its place. There is no mask token and no decoder: kept tok
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
+
+from maskdm.networks.network import Stream, Transformer
 
 
 class Attention(nn.Module):
@@ -49,10 +51,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no types
-    """Predicts noise (or velocity) for the visible patch tokens of a noisy image.
-
-    `save_pretrained(folder)` and `UViT.from_pretrained(folder)` write and read `config.json` and safetensors.
+class UViT(Transformer):
+    """Blocks in pairs around a middle one; a pair has a long skip connection.
 
     Args:
         image_size: pixels `(height, width)`.
@@ -64,6 +64,8 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no
     Raises:
         ValueError: `depth` is even, or a size does not divide another.
     """
+
+    has_long_skips = True
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -86,7 +88,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no
             raise ValueError(f"patch_size={patch_size} does not divide image_size={tuple(image_size)}")
         self.patch_size = patch_size
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
-        self.num_tokens = self.grid[0] * self.grid[1]
+        self.embed_dim, self.depth = embed_dim, depth
         self.token_dim = patch_size**2 * in_channels
         self.num_classes = num_classes
         self.num_extra_tokens = 1 if num_classes is None else 2  # time, and the label
@@ -104,38 +106,50 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.extra_pos_embed, std=0.02)
 
-    def forward(
+    def embed(
         self,
         x_t: Tensor,
         t: Tensor,
         ids_keep: Tensor | None = None,
         labels: Tensor | None = None,
         positions: bool = True,
-    ) -> Tensor:
-        """Predict for the visible tokens only.
-
-        Args:
-            x_t: noisy tokens `[B, S, token_dim]`, those at `ids_keep`, or all `num_tokens` of them.
-            t: time steps `[B]`, 0 to T - 1.
-            ids_keep: place of each token on the grid, int64 `[B, S]`; None: all tokens, in order.
-            labels: class of each image, int64 `[B]`; required exactly if the network has classes.
-            positions: whether to tell the tokens their places; without, `ids_keep` is not read.
-
-        Returns:
-            The prediction `[B, S, token_dim]`, in the order of `x_t`.
-        """
+    ) -> Stream:
+        """The time token, with classes the label token, and those of the image. As in `Transformer`."""
         tokens = self.patch_embed(x_t)
         if positions:
             tokens = tokens + (self.pos_embed if ids_keep is None else F.embedding(ids_keep, self.pos_embed))
         x = torch.cat([self._extra_tokens(t, labels).to(tokens.dtype), tokens], dim=1)
-        skips = []
-        for block in self.in_blocks:
-            x = block(x)
-            skips.append(x)
-        x = self.mid_block(x)
-        for block in self.out_blocks:
-            x = block(x, skips.pop())
-        return self.head(self.norm(x[:, self.num_extra_tokens :]))
+        return Stream(x, self.num_extra_tokens)
+
+    def run(self, stream: Stream, start: int, stop: int) -> Stream:
+        """In-blocks leave their tokens, out-blocks take them up, the last first. As in `Transformer`."""
+        x, skips = stream.x, list(stream.skips)
+        for index in range(start, stop):
+            if index < len(self.in_blocks):
+                x = self.in_blocks[index](x)
+                skips.append(x)
+            elif index == len(self.in_blocks):
+                x = self.mid_block(x)
+            else:
+                x = self.out_blocks[index - len(self.in_blocks) - 1](x, skips.pop())
+        return replace(stream, x=x, skips=tuple(skips))
+
+    def predict(self, stream: Stream) -> Tensor:
+        """As in `Transformer`."""
+        return self.head(self.norm(stream.tokens))
+
+    def place_embeddings(self) -> Tensor:
+        """As in `Transformer`."""
+        return self.pos_embed
+
+    def matrices(self) -> list[Tensor]:
+        """Those of the blocks."""
+        blocks = [*self.in_blocks, self.mid_block, *self.out_blocks]
+        return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+
+    def position_weights(self) -> list[Tensor]:
+        """As in `Network`."""
+        return [self.pos_embed]
 
     def _extra_tokens(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """The time token and, with classes, the label token: `[B, num_extra_tokens, embed_dim]`."""

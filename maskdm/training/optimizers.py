@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from maskdm.config.recipe import Optimisation
-from maskdm.networks.uvit import UViT
+from maskdm.networks.network import Network
 
 
-def make_optimizers(network: UViT, settings: Optimisation) -> list[Optimizer]:
+def make_optimizers(network: Network, settings: Optimisation) -> list[Optimizer]:
     """What updates the weights of `network`, each of them once; learning rates are set before every step.
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
     one. Scaled to the size of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982) it shares AdamW's learning rate.
     """
-    muon = _block_matrices(network) if settings.optimizer == "muon" else []
+    muon = network.matrices() if settings.optimizer == "muon" else []
     left = parameter_groups(network, settings.weight_decay, without=muon)
     fused = network.pos_embed.device.type != "meta"  # where FLOPs are counted: it has no fused kernel
     adamw = AdamW(left, lr=settings.lr, betas=settings.betas, fused=fused)
@@ -27,7 +27,7 @@ def make_optimizers(network: UViT, settings: Optimisation) -> list[Optimizer]:
 
 
 def update(
-    network: UViT, ema: UViT, optimizers: list[Optimizer], settings: Optimisation, step: float, steps: float
+    network: Network, ema: Network, optimizers: list[Optimizer], settings: Optimisation, step: float, steps: float
 ) -> Tensor:
     """End a step: clip, update, clear the gradients, average the weights.
 
@@ -75,8 +75,3 @@ def parameter_groups(network: nn.Module, weight_decay: float, without: list[Tens
         {"params": [p for p in left if id(p) in linear], "weight_decay": weight_decay},
         {"params": [p for p in left if id(p) not in linear], "weight_decay": 0.0},
     ]
-
-
-def _block_matrices(network: UViT) -> list[Tensor]:
-    blocks = [*network.in_blocks, network.mid_block, *network.out_blocks]
-    return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
