@@ -4,13 +4,16 @@ A method (`maskdm.methods`) may show other tokens to other blocks. It takes a tr
 `predict`, and changes the `Stream` of tokens between two blocks.
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 from maskdm.networks.patches import gather_tokens
 
@@ -43,7 +46,8 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
         """Predict for the visible tokens only.
 
         Args:
-            x_t: noisy tokens `[B, S, token_dim]`, those at `ids_keep`, or all `num_tokens` of them.
+            x_t: noisy tokens `[B, S, token_dim]`: those at `ids_keep`, or all `num_tokens` of them, or all of an image
+                of a lower resolution, a square of tokens becoming one.
             t: time steps `[B]`, 0 to T - 1.
             ids_keep: place of each token on the grid, int64 `[B, S]`; None: all tokens, in order.
             labels: class of each image, int64 `[B]`; required exactly if the network has classes.
@@ -114,11 +118,24 @@ class Stream:
 class Transformer(Network):
     """A network of blocks that each take tokens in any number."""
 
-    embed_dim: int
     depth: int  # blocks
     has_long_skips: bool  # whether block i leaves its tokens for block depth - 1 - i
+    patch_embed: nn.Linear
+    pos_embed: nn.Parameter  # what tells a token its place, `[num_tokens, embed_dim]`
+    head: nn.Linear
 
     @abstractmethod
+    def begin(self, tokens: Tensor, t: Tensor, labels: Tensor | None) -> Stream:
+        """Embedded tokens `[B, S, embed_dim]` with all that conditions them, before the first block."""
+
+    @abstractmethod
+    def run(self, stream: Stream, start: int, stop: int) -> Stream:
+        """The tokens behind the blocks `start` to `stop - 1`, counted from 0."""
+
+    @abstractmethod
+    def features(self, stream: Stream) -> Tensor:
+        """What the head reads, `[B, S, embed_dim]`: the tokens behind the last block, normalised."""
+
     def embed(
         self,
         x_t: Tensor,
@@ -128,18 +145,27 @@ class Transformer(Network):
         positions: bool = True,
     ) -> Stream:
         """The tokens before the first block; arguments as in `forward`."""
+        tokens = self.patch_embed(x_t)
+        return self.begin(tokens + self.places(ids_keep, x_t.shape[1]) if positions else tokens, t, labels)
 
-    @abstractmethod
-    def run(self, stream: Stream, start: int, stop: int) -> Stream:
-        """The tokens behind the blocks `start` to `stop - 1`, counted from 0."""
+    def places(self, ids_keep: Tensor | None, count: int) -> Tensor:
+        """What tells `count` tokens their places: those at `ids_keep`, or those of the whole image.
 
-    @abstractmethod
+        Where a whole image has fewer tokens than the grid, each stands for a square, and its place is their mean.
+        """
+        if ids_keep is not None:
+            return F.embedding(ids_keep, self.pos_embed)
+        if count == self.num_tokens:
+            return self.pos_embed
+        factor = math.isqrt(self.num_tokens // count)
+        squares = rearrange(
+            self.pos_embed, "(h p w q) d -> (h w) (p q) d", p=factor, q=factor, w=self.grid[1] // factor
+        )
+        return squares.mean(dim=1)
+
     def predict(self, stream: Stream) -> Tensor:
         """What the tokens behind the last block say: `[B, S, token_dim]`."""
-
-    @abstractmethod
-    def place_embeddings(self) -> Tensor:
-        """What tells a token its place, for all of them: `[num_tokens, embed_dim]`."""
+        return self.head(self.features(stream))
 
     def forward(
         self,
@@ -151,3 +177,7 @@ class Transformer(Network):
     ) -> Tensor:
         """Predict for the visible tokens: all blocks see the same ones. As in `Network`."""
         return self.predict(self.run(self.embed(x_t, t, ids_keep, labels, positions), 0, self.depth))
+
+    def position_weights(self) -> list[Tensor]:
+        """As in `Network`."""
+        return [self.pos_embed]

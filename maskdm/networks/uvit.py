@@ -88,7 +88,7 @@ class UViT(Transformer):
             raise ValueError(f"patch_size={patch_size} does not divide image_size={tuple(image_size)}")
         self.patch_size = patch_size
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
-        self.embed_dim, self.depth = embed_dim, depth
+        self.depth = depth
         self.token_dim = patch_size**2 * in_channels
         self.num_classes = num_classes
         self.num_extra_tokens = 1 if num_classes is None else 2  # time, and the label
@@ -106,20 +106,9 @@ class UViT(Transformer):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.extra_pos_embed, std=0.02)
 
-    def embed(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        ids_keep: Tensor | None = None,
-        labels: Tensor | None = None,
-        positions: bool = True,
-    ) -> Stream:
-        """The time token, with classes the label token, and those of the image. As in `Transformer`."""
-        tokens = self.patch_embed(x_t)
-        if positions:
-            tokens = tokens + (self.pos_embed if ids_keep is None else F.embedding(ids_keep, self.pos_embed))
-        x = torch.cat([self._extra_tokens(t, labels).to(tokens.dtype), tokens], dim=1)
-        return Stream(x, self.num_extra_tokens)
+    def begin(self, tokens: Tensor, t: Tensor, labels: Tensor | None) -> Stream:
+        """The time token and, with classes, the label token stand before those of the image. As in `Transformer`."""
+        return Stream(torch.cat([self._extra_tokens(t, labels).to(tokens.dtype), tokens], dim=1), self.num_extra_tokens)
 
     def run(self, stream: Stream, start: int, stop: int) -> Stream:
         """In-blocks leave their tokens, out-blocks take them up, the last first. As in `Transformer`."""
@@ -134,22 +123,14 @@ class UViT(Transformer):
                 x = self.out_blocks[index - len(self.in_blocks) - 1](x, skips.pop())
         return replace(stream, x=x, skips=tuple(skips))
 
-    def predict(self, stream: Stream) -> Tensor:
+    def features(self, stream: Stream) -> Tensor:
         """As in `Transformer`."""
-        return self.head(self.norm(stream.tokens))
-
-    def place_embeddings(self) -> Tensor:
-        """As in `Transformer`."""
-        return self.pos_embed
+        return self.norm(stream.tokens)
 
     def matrices(self) -> list[Tensor]:
         """Those of the blocks."""
         blocks = [*self.in_blocks, self.mid_block, *self.out_blocks]
         return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
-
-    def position_weights(self) -> list[Tensor]:
-        """As in `Network`."""
-        return [self.pos_embed]
 
     def _extra_tokens(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """The time token and, with classes, the label token: `[B, num_extra_tokens, embed_dim]`."""

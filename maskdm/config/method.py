@@ -1,0 +1,89 @@
+"""How a phase trains on fewer tokens, as settings: what all methods have in common, and where each is found by its name.
+
+`method: {name: route, ...}` is the class of settings in `maskdm/methods/route.py`, which is imported when a phase names
+it: so a method is one file, and who only reads settings does not wait for torch.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from maskdm.config.masks import Mask, mask_name
+from maskdm.config.schema import Schema
+
+PACKAGE = "maskdm.methods"
+NO_METHODS = {"masks", "method"}  # the other files there
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a batch that the network sees in the same way."""
+
+    images: int
+    mask: Mask | None = None  # which tokens are kept; None: all
+    noise: tuple[float, float] = (0.0, 1.0)  # the part of the noise levels, as quantiles from low to high noise
+    weight: float = 1.0  # of the mean of its losses; those of a batch add up to 1
+    factor: int = 1  # tokens a side that become one coarse token
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """Tokens that the network sees of each image."""
+        kept = self.mask.num_keep(grid) if self.mask else grid[0] * grid[1]
+        return kept // self.factor**2
+
+
+class MethodSettings(Schema):
+    """What a phase's `method` says. A method with other groups or costs says so in the functions below."""
+
+    name: str
+    takes_mask: ClassVar[bool] = True  # whether `mask` of the phase says which tokens are removed
+
+    def groups(self, batch_size: int, mask: Mask | None) -> tuple[Group, ...]:
+        """How a batch is divided."""
+        return (Group(batch_size, mask),)
+
+    def tokens_a_block(self, mask: Mask | None, grid: tuple[int, int], depth: int) -> float:
+        """Tokens of an image that a block sees, on average over the blocks and images."""
+        groups = self.groups(1000, mask)
+        return sum(group.images * group.tokens(grid) for group in groups) / sum(group.images for group in groups)
+
+    def check(self, mask: Mask | None, grid: tuple[int, int], depth: int) -> None:
+        """Refuse what fits neither the grid of tokens nor the network.
+
+        Raises:
+            ValueError: `key=value; allowed: ...`.
+        """
+        for group in self.groups(1000, mask):
+            group.tokens(grid)
+
+    def in_words(self, mask: Mask | None) -> str:
+        """For tables: the method and what it removes."""
+        name = self.name.replace("_", "-")
+        return f"{name}, {mask_name(mask)}" if mask else name
+
+
+def names() -> list[str]:
+    """The methods there are."""
+    files = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+    return sorted({file.name for file in files} - NO_METHODS)
+
+
+def _as_its_class(settings: Any) -> Any:
+    """The settings as the class that their name belongs to."""
+    if isinstance(settings, MethodSettings):
+        return settings
+    name = settings.get("name") if isinstance(settings, dict) else settings
+    if not isinstance(settings, dict) or name not in names():
+        raise ValueError(f"name={name}; allowed: {', '.join(names())}, with the settings of that method")
+    module = importlib.import_module(f"{PACKAGE}.{name}")
+    [found] = [kind for kind in vars(module).values() if _is_method_of(kind, module.__name__)]
+    return found.model_validate(settings)
+
+
+def _is_method_of(kind: Any, module: str) -> bool:
+    return isinstance(kind, type) and issubclass(kind, MethodSettings) and kind.__module__ == module
+
+
+AnyMethod = Annotated[SerializeAsAny[MethodSettings], BeforeValidator(_as_its_class)]
