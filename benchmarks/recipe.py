@@ -7,7 +7,7 @@ distances. Results are kept in `work/benchmarks/recipe/`, so that the same comma
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sampling import Distance
+from maskdm.config.method import Group
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe
@@ -32,32 +33,34 @@ from maskdm.training.checkpoint import fingerprint
 from maskdm.training.loop import PhaseTrainer, make_heldout_loss
 from maskdm.training.objective import epsilon_loss, noise_schedule
 from maskdm.training.plan import plan_finetune
+from maskdm.training.views import Drawn, Part, Views
 
 WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
 
 
-class StratifiedTimesteps(PhaseTrainer):
+class StratifiedTimesteps(Views):
     """One time step from each of as many equal parts of the schedule as the batch has images (Kingma et al. 2021)."""
 
-    def _draw_timesteps(self, random: torch.Generator) -> Tensor:
+    def _draw_timesteps(self, group: Group, random: torch.Generator) -> Tensor:
         steps, parts = self.schedule.config.num_train_timesteps, self.plan.batch_size
         return ((torch.arange(parts) + torch.rand(parts, generator=random)) * steps / parts).long()
 
 
-class LogitNormalTimesteps(PhaseTrainer):
+class LogitNormalTimesteps(Views):
     """More of the middle of the schedule (Esser et al. 2024)."""
 
-    def _draw_timesteps(self, random: torch.Generator) -> Tensor:
+    def _draw_timesteps(self, group: Group, random: torch.Generator) -> Tensor:
         shares = torch.randn(self.plan.batch_size, generator=random).sigmoid()
         return (shares * self.schedule.config.num_train_timesteps).long()
 
 
-class EpsilonWeighted(PhaseTrainer):
+class EpsilonWeighted(Views):
     """The error in v weighted to be the error in epsilon, which the held-out loss is."""
 
-    def _losses_of_images(self, x_0: Tensor, t: Tensor, *others: Any) -> Tensor:
-        return epsilon_loss(self.schedule, super()._losses_of_images(x_0, t, *others), t)
+    def _draw(self, part: Part, *others: Any) -> Drawn:
+        drawn = super()._draw(part, *others)
+        return replace(drawn, weights=epsilon_loss(self.schedule, torch.ones(len(drawn.view.t)), drawn.view.t))
 
 
 def use_rms_norm(network: UViT) -> None:
@@ -69,7 +72,7 @@ def use_rms_norm(network: UViT) -> None:
 
 
 # name: the recipe to start from; what replaces its `optimisation`, its other keys (`schedule`), the model and the
-# batch size; another trainer; a change of the network
+# batch size; other views; a change of the network
 VARIANTS: dict[str, dict[str, Any]] = {
     "tuned": {},
     "paper": {"recipe": "paper", "batch_size": 64},
@@ -97,9 +100,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "width 64": {"model": {"embed_dim": 64, "num_heads": 2}},
     "width 128": {"model": {"embed_dim": 128, "num_heads": 4}},
     "patch 2, batch 16": {"model": {"patch_size": 2}, "batch_size": 16},
-    "stratified time steps": {"trainer": StratifiedTimesteps},
-    "logit-normal time steps": {"trainer": LogitNormalTimesteps},
-    "epsilon weighting": {"optimisation": {"min_snr_gamma": None}, "trainer": EpsilonWeighted},
+    "stratified time steps": {"views": StratifiedTimesteps},
+    "logit-normal time steps": {"views": LogitNormalTimesteps},
+    "epsilon weighting": {"optimisation": {"min_snr_gamma": None}, "views": EpsilonWeighted},
     "equal weighting": {"optimisation": {"min_snr_gamma": None}},
     "min-SNR 1": {"optimisation": {"min_snr_gamma": 1.0}},
     "min-SNR 2": {"optimisation": {"min_snr_gamma": 2.0}},
@@ -182,8 +185,9 @@ def measure(run: Run) -> dict[str, float]:
     changes.get("network", lambda _: None)(network)
     heldout = make_heldout_loss(network, schedule, data, params.heldout.images, params.seed, device)
     plan = plan_finetune(params, recipe, params.baseline)
-    trainer: type[PhaseTrainer] = changes.get("trainer", PhaseTrainer)
-    trained = trainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None).run()
+    trainer = PhaseTrainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None)
+    trainer.views = changes.get("views", Views)(plan, network, schedule, device, trainer.share, processes=1)
+    trained = trainer.run()
     distance = Distance.open(params.evaluation, data.info["sha256"], device)
     images = sample_images(trained.network, schedule, params.sampling, range(params.evaluation.samples), run.seed)
     return {"heldout_loss": trained.history[-1]["heldout_loss"], "distance": distance(images)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from maskdm.config.comparison import masks_in_words
+from maskdm.config.comparison import methods_in_words
 from maskdm.config.params import Evaluation, Params, Sampling
 from maskdm.engine.project import Project
 from maskdm.evaluation.extractors import Extractor, extract, load_extractor
@@ -64,7 +64,7 @@ def main() -> None:
     with exit_with_one_line():
         project = Project.open(ALONE)
         params = project.params
-        masked = next((arm for arm, phases in params.arms.items() if masks_in_words(phases)), params.baseline)
+        masked = next((arm for arm, phases in params.arms.items() if methods_in_words(phases)), params.baseline)
         arms = parser.parse_args().arms or [params.baseline, masked]
         if unknown := set(arms) - params.arms.keys():
             raise MaskDMError(f"{min(unknown)}: no such arm; allowed: {', '.join(params.arms)}")

@@ -12,11 +12,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import interleaved, matmul_gflops
 from maskdm.config.masks import PatchMask
+from maskdm.config.method import Group
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, load_recipe
 from maskdm.engine.dry_run import training_step
+from maskdm.methods.method import Trainee
 from maskdm.runtime.device import choose_device
-from maskdm.training.plan import PhasePlan, build_network, plan_finetune, train_flops_per_image
+from maskdm.training.plan import PhasePlan, build_network, group_flops, plan_finetune
 
 ROUNDS = 5
 RATIOS = (0.0, 0.5, 0.75, 0.9)
@@ -64,7 +66,7 @@ def table() -> str:
         for ratio, plan in plans.items():
             images = plan.batch_size / median(seconds[str(ratio)])
             lines.append(
-                f"| {name} | {plan.effective_mask_ratio:.1%} | {plan.batch_size} | {images:.1f} | {rates[ratio]:.0f} "
+                f"| {name} | {plan.removed:.1%} | {plan.batch_size} | {images:.1f} | {rates[ratio]:.0f} "
                 f"| {rates[ratio] / matmul:.2f} ({matmul:.0f}) | {rates[ratio] / rates[0.0]:.2f} |"
             )
     return "\n".join(lines)
@@ -98,9 +100,10 @@ def phase(name: str, ratio: float) -> tuple[Params, PhasePlan]:
     tokens = params.grid[0] * params.grid[1]
     kept = mask.num_keep(params.grid)
     with torch.device("meta"):
-        cost = train_flops_per_image(build_network(params.model, params.data, num_classes=None), kept)
+        trainee = Trainee(build_network(params.model, params.data, num_classes=None), plan.method)
+    cost = group_flops(trainee, Group(1, mask))
     return params, dataclasses.replace(
-        plan, mask=mask, batch_size=masked, flops_per_image=cost, effective_mask_ratio=1 - kept / tokens
+        plan, mask=mask, batch_size=masked, flops_per_image=cost, removed=1 - kept / tokens
     )
 
 

@@ -26,7 +26,7 @@ from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_h
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from maskdm.config.comparison import Phase, masks_in_words
+from maskdm.config.comparison import Phase, methods_in_words
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio
 from maskdm.config.params import Search, SearchSpace
 from maskdm.runtime.errors import DivergedError, MaskDMError, StoppedEarly
@@ -85,11 +85,11 @@ def fits(mask: Mask, grid: Grid) -> bool:
 
 def half_mask(mask: Mask, grid: Grid) -> Mask | None:
     """The mask of a second phase: about half as much is removed (the authors' 90 % -> 50 %); None if none fits."""
-    if isinstance(mask, CropMask):
-        kept = 1 - effective_mask_ratio(mask, grid) / 2
-        half: Mask = CropMask(strategy="crop", crop=round(math.sqrt(kept * grid[0] * grid[1])))
+    if isinstance(mask, PatchMask | BlockMask):
+        half: Mask = mask.model_copy(update={"ratio": mask.ratio / 2})
     else:
-        half = mask.model_copy(update={"ratio": mask.ratio / 2})
+        kept = 1 - effective_mask_ratio(mask, grid) / 2
+        half = CropMask(strategy="crop", crop=round(math.sqrt(kept * grid[0] * grid[1])))
     return half if fits(half, grid) and half.num_keep(grid) > mask.num_keep(grid) else None
 
 
@@ -370,7 +370,7 @@ def _row(trial: FrozenTrial, phases: tuple[Phase, ...], grid: Grid) -> dict[str,
         "state": trial.state.name.lower(),
         "share_spent": 1.0 if complete else last / WHOLE,
         "heldout_loss": trial.value if complete else trial.intermediate_values.get(last, math.nan),
-        "masks": masks_in_words(phases),
+        "masks": methods_in_words(phases),
         "mask": trial.params["mask"],
         "effective_mask_ratio": effective_mask_ratio(phases[0].mask, grid),
         "phases": len(phases),

@@ -43,6 +43,15 @@ PATCH, BLOCK, CROP = (
     {"strategy": "block", "ratio": 0.75, "block": 2},
     {"strategy": "crop", "crop": 3},
 )
+
+
+def with_method(name: str, mask: dict[str, Any] | None = None, **settings: Any) -> list[dict[str, Any]]:
+    """A phase of another method than the paper's."""
+    own = {"share": 0.3, "batch_size": 8, "method": {"name": name, **settings}}
+    return [own if mask is None else own | {"mask": mask}]
+
+
+LEVELS = [{"until": 0.3, "crop": 2}, {"until": 0.6, "crop": 3, "rate": 2.0}, {"until": 1.0, "factor": 2}]
 # name -> masked phases, changes of the model, of the recipe, of its optimisation
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dense": ([], {}, {}, {}),
@@ -54,6 +63,19 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dic
     "epsilon, linear": ([phase(BLOCK)], {}, {"prediction_type": "epsilon", "beta_schedule": "linear"}, {}),
     "muon, min-SNR": ([phase(CROP)], {}, {}, {"optimizer": "muon", "min_snr_gamma": 5.0}),
     "another rate, no clipping": ([phase(CROP, override={"lr": 5e-3})], {}, {}, {"grad_clip": None, "warmup": 0.2}),
+    "mixed crops": (with_method("mixed_crops", crops=[{"crop": 3, "share": 0.5}]), {}, {}, {}),
+    "defer": (with_method("defer", PATCH, mixer=1), {}, {}, {}),
+    "encode-decode": (with_method("encode_decode", PATCH, decoder=1), {}, {}, {}),
+    "route": (with_method("route", PATCH, first=1, last=1), {}, {}, {}),
+    "sparse-dense": (
+        with_method("sparse_dense", {"strategy": "stratified", "block": 2}, first=1, last=1, path_drop=0.1),
+        {},
+        {},
+        {},
+    ),
+    "coarse, lower resolution": (with_method("coarse", kind="resolution", factor=2), {}, {}, {}),
+    "coarse, larger patches": (with_method("coarse", kind="patch", factor=2, above=0.5), {}, {}, {}),
+    "sized to the noise": (with_method("sized_to_noise", levels=LEVELS), {}, {}, {}),
 }
 SAMPLERS = ("ddpm", "ddim", "dpm_solver", "unipc")
 

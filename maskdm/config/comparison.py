@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from maskdm.config.masks import Mask, mask_name
+from maskdm.config.method import AnyMethod
 from maskdm.config.recipe import Handover, Optimisation, Recipe
 from maskdm.config.schema import Name, Positive, Schema
 
@@ -21,6 +22,7 @@ class Phase(Schema):
 
     batch_size: Positive
     mask: Mask | None = None  # optional: which tokens are kept; None: all
+    method: AnyMethod | None = None  # optional: what becomes of the others; None: they are dropped, as in the paper
     share: Share | None = None  # of the arm's compute; None: what the phases before leave, of the last phase alone
     override: dict[str, Any] = Field(default_factory=dict)
     positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
@@ -41,7 +43,24 @@ class Phase(Schema):
     def _positions_are_of_a_mask(self) -> Self:
         if self.mask is None and not self.positions:
             raise ValueError("positions=false without a mask; allowed: true")
+        if self.method is not None and not self.positions:
+            raise ValueError(f"positions=false with method.name={self.method.name}; allowed: true")
         return self
+
+    @model_validator(mode="after")
+    def _method_and_mask_belong_together(self) -> Self:
+        if self.method is None:
+            return self
+        if self.method.takes_mask and self.mask is None:
+            raise ValueError(f"mask is missing; method.name={self.method.name} reads it")
+        if not self.method.takes_mask and self.mask is not None:
+            raise ValueError(f"mask with method.name={self.method.name}; allowed: none, the method has its own")
+        return self
+
+    @property
+    def shows_less(self) -> bool:
+        """Whether some block sees fewer tokens than there are."""
+        return self.mask is not None or self.method is not None
 
 
 Arm = Annotated[tuple[Phase, ...], Field(min_length=1)]  # in sequence: pre-training, and at last fine-tuning
@@ -91,34 +110,50 @@ class Comparison(Schema):
                     raise ValueError(f"controls: {name}; allowed: a key of arms ({', '.join(self.arms)})")
         return self
 
-    def check_grid(self, grid: tuple[int, int]) -> None:
-        """Check what depends on the grid of tokens.
+    def check_network(self, grid: tuple[int, int], depth: int) -> None:
+        """Check what depends on the grid of tokens and on the number of blocks.
 
         Raises:
-            ValueError: a mask does not fit it, or a control differs from its arm in more than the masks.
+            ValueError: a mask or method does not fit them, or a control differs from its arm in more than those.
         """
         for name, phases in self.arms.items():
             for index, phase in enumerate(phases):
                 try:
-                    num_tokens(phase, grid)
+                    if phase.method:
+                        phase.method.check(phase.mask, grid, depth)
+                    mean_tokens(phase, grid, depth)
                 except ValueError as error:
                     raise ValueError(f"arms.{name}[{index}].{error}") from None
         for control, arm in self.controls.items():
-            _check_control(control, arm, self.arms, grid)
+            _check_control(control, arm, self.arms, grid, depth)
 
 
-def num_tokens(phase: Phase, grid: tuple[int, int]) -> int:
-    """Tokens of an image that the network sees in a phase.
+def mean_tokens(phase: Phase, grid: tuple[int, int], depth: int) -> float:
+    """Tokens of an image that a block sees in a phase, on average over the blocks and images.
 
     Raises:
-        ValueError: the mask does not fit the grid.
+        ValueError: the mask or the method does not fit the grid.
     """
+    if phase.method:
+        return phase.method.tokens_a_block(phase.mask, grid, depth)
     return phase.mask.num_keep(grid) if phase.mask else grid[0] * grid[1]
 
 
-def masks_in_words(phases: Sequence[Phase]) -> str:
-    """The masks of phases in sequence, joined by arrows; those without one are left out."""
-    return " -> ".join(mask_name(phase.mask) for phase in phases if phase.mask)
+def removed_share(phase: Phase, grid: tuple[int, int], depth: int) -> float:
+    """The share of tokens that a block does not see, on average; of a dropping phase, the effective mask ratio."""
+    return 1 - mean_tokens(phase, grid, depth) / (grid[0] * grid[1])
+
+
+def methods_in_words(phases: Sequence[Phase]) -> str:
+    """What phases in sequence show less by, joined by arrows; those that show everything are left out."""
+    return " -> ".join(method_in_words(phase) for phase in phases if phase.shows_less)
+
+
+def method_in_words(phase: Phase) -> str:
+    """What a phase shows less by: its mask, or its method and mask."""
+    if phase.method:
+        return phase.method.in_words(phase.mask)
+    return mask_name(phase.mask) if phase.mask else "whole images"
 
 
 def _check_phases(name: str, phases: tuple[Phase, ...]) -> None:
@@ -135,21 +170,22 @@ def _check_phases(name: str, phases: tuple[Phase, ...]) -> None:
         raise ValueError(f"arms.{name}: the shares add up to more than 1, the whole budget")
 
 
-def _check_control(control: str, arm: str, arms: dict[str, Arm], grid: tuple[int, int]) -> None:
-    """Refuse a control that differs from its arm in more than masks: it makes about the same steps, without them."""
+def _check_control(control: str, arm: str, arms: dict[str, Arm], grid: tuple[int, int], depth: int) -> None:
+    """Refuse a control that differs from its arm in more than methods: it makes about the same steps, without them."""
     own, others, as_there = arms[control], arms[arm], f"as in {arm}, whose control it is"
-    if not any(phase.mask for phase in others):
-        raise ValueError(f"controls.{control}={arm}, which has no mask; allowed: an arm that has one")
+    if not any(phase.shows_less for phase in others):
+        raise ValueError(f"controls.{control}={arm}, which has neither mask nor method; allowed: an arm that has one")
     if len(own) != len(others):
         raise ValueError(f"arms.{control}: number of phases: {len(own)}; allowed: {len(others)}, {as_there}")
     for index, (phase, other) in enumerate(zip(own, others, strict=True)):
         where = f"arms.{control}[{index}]"
-        if phase.mask is not None:
-            raise ValueError(f"{where}.mask: {mask_name(phase.mask)}; allowed: none, it is the control of {arm}")
+        if phase.shows_less:
+            key = "method" if phase.method else "mask"
+            raise ValueError(f"{where}.{key}: {method_in_words(phase)}; allowed: none, it is the control of {arm}")
         for key in ("share", "override", "handover"):
             if (found := getattr(phase, key)) != (wanted := getattr(other, key)):
                 raise ValueError(f"{where}.{key}={found or 'none'}; allowed: {wanted or 'none'}, {as_there}")
-        tokens, whole = other.batch_size * num_tokens(other, grid), grid[0] * grid[1]
+        tokens, whole = other.batch_size * mean_tokens(other, grid, depth), grid[0] * grid[1]
         # The whole images nearest to as many tokens; one where it takes less than half of one.
         if abs(phase.batch_size * whole - tokens) > max(whole / 2, whole - tokens):
             raise ValueError(

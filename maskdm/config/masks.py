@@ -28,12 +28,7 @@ class BlockMask(Schema):
 
     def num_blocks(self, grid: tuple[int, int]) -> int:
         """Blocks in a `(rows, columns)` grid."""
-        if grid[0] % self.block or grid[1] % self.block:
-            sizes = [b for b in range(1, min(grid)) if grid[0] % b == 0 and grid[1] % b == 0]
-            raise ValueError(
-                f"mask.block={self.block} does not divide the {grid[0]}x{grid[1]} token grid; allowed: {sizes}"
-            )
-        return (grid[0] // self.block) * (grid[1] // self.block)
+        return num_blocks(self.block, grid)
 
     def num_blocks_keep(self, grid: tuple[int, int]) -> int:
         """Blocks kept: the whole number nearest to `(1 - ratio) * blocks`."""
@@ -61,7 +56,30 @@ class CropMask(Schema):
         return self.crop**2
 
 
-Mask = Annotated[PatchMask | BlockMask | CropMask, Field(discriminator="strategy")]
+class StratifiedMask(Schema):
+    """One token, at random, is kept of each `block x block` block of the grid."""
+
+    strategy: Literal["stratified"]
+    block: Annotated[int, Field(ge=2)]
+
+    def num_keep(self, grid: tuple[int, int]) -> int:
+        """Tokens kept of a `(rows, columns)` grid: the number of blocks."""
+        return num_blocks(self.block, grid)
+
+
+Mask = Annotated[PatchMask | BlockMask | CropMask | StratifiedMask, Field(discriminator="strategy")]
+
+
+def num_blocks(block: int, grid: tuple[int, int]) -> int:
+    """Squares of `block` tokens a side in a `(rows, columns)` grid.
+
+    Raises:
+        ValueError: they do not cover it.
+    """
+    if grid[0] % block or grid[1] % block:
+        sizes = [b for b in range(1, min(grid)) if grid[0] % b == 0 and grid[1] % b == 0]
+        raise ValueError(f"mask.block={block} does not divide the {grid[0]}x{grid[1]} token grid; allowed: {sizes}")
+    return (grid[0] // block) * (grid[1] // block)
 
 
 def _checked_count(keep: int, total: int, ratio: float, unit: str) -> int:
@@ -83,5 +101,7 @@ def mask_name(mask: Mask) -> str:
     """A mask in words, with its nominal ratio where it has one."""
     if mask.strategy == "crop":
         return f"{mask.crop}x{mask.crop} crop"
+    if mask.strategy == "stratified":
+        return f"one token of each {mask.block}x{mask.block}"
     kind = f"{mask.block}x{mask.block} blocks" if mask.strategy == "block" else "patch-wise"
     return f"{kind}, {percent(mask.ratio)}"

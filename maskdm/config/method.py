@@ -1,4 +1,4 @@
-"""How a phase trains on fewer tokens, as settings: what all methods have in common, and where each is found by its name.
+"""How a phase trains on fewer tokens, as settings: what all methods have in common, and how one is found by its name.
 
 `method: {name: route, ...}` is the class of settings in `maskdm/methods/route.py`, which is imported when a phase names
 it: so a method is one file, and who only reads settings does not wait for torch.
@@ -6,6 +6,7 @@ it: so a method is one file, and who only reads settings does not wait for torch
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -39,6 +40,7 @@ class MethodSettings(Schema):
 
     name: str
     takes_mask: ClassVar[bool] = True  # whether `mask` of the phase says which tokens are removed
+    needs_blocks: ClassVar[bool] = False  # whether it takes the network apart: only a transformer will do
 
     def groups(self, batch_size: int, mask: Mask | None) -> tuple[Group, ...]:
         """How a batch is divided."""
@@ -62,6 +64,23 @@ class MethodSettings(Schema):
         """For tables: the method and what it removes."""
         name = self.name.replace("_", "-")
         return f"{name}, {mask_name(mask)}" if mask else name
+
+
+def allot(shares: Sequence[float], total: int) -> list[int]:
+    """Whole numbers that add up to `total`, as near to `shares` of it as can be, and none of them 0.
+
+    Raises:
+        ValueError: `total` is less than the number of shares.
+    """
+    if total < len(shares):
+        raise ValueError(f"batch_size={total}; allowed: at least {len(shares)}, one image for each group of the method")
+    wanted = [share / sum(shares) * total for share in shares]
+    counts = [max(1, int(number)) for number in wanted]
+    while sum(counts) < total:  # the largest remainders first
+        counts[max(range(len(counts)), key=lambda i: wanted[i] - counts[i])] += 1
+    while sum(counts) > total:
+        counts[max(range(len(counts)), key=lambda i: (counts[i] > 1, counts[i] - wanted[i]))] -= 1
+    return counts
 
 
 def names() -> list[str]:

@@ -191,5 +191,5 @@ class Params(Comparison):
             raise ValueError(
                 f"model.patch_size={self.model.patch_size} does not divide data.image_size={self.data.image_size}"
             )
-        self.check_grid(self.grid)
+        self.check_network(self.grid, self.model.depth)
         return self

@@ -40,7 +40,7 @@ def dry_run(params: Params, recipe: Recipe, device: torch.device) -> list[Planne
     phases = []
     for arm in params.arms:
         for plan in arm_plans(params, recipe, arm):
-            kind = (plan.mask, plan.batch_size)
+            kind = (plan.method, plan.mask, plan.batch_size)
             if kind not in rates:
                 rates[kind] = measure_rate(params, recipe, plan, device)
             flops = plan.train_flops(plan.steps) - plan.start_flops
@@ -51,10 +51,10 @@ def dry_run(params: Params, recipe: Recipe, device: torch.device) -> list[Planne
 def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
     """FLOP/s of the phase's training step on random images, for about `BURST_SECONDS`.
 
-    The batch grows from one image to the phase's, and stops growing where one step alone takes the burst's time: a
+    The batch grows from an image a group to the phase's. It stops where one step alone takes the burst's time: a
     machine that could never hold the whole batch still gets an estimate.
     """
-    batch_size, rate = 1, 0.0
+    batch_size, rate = len(plan.groups), 0.0
     while True:
         part = dataclasses.replace(plan, batch_size=batch_size)
         took = _seconds_a_step(params, recipe, part, device)
@@ -66,8 +66,8 @@ def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.
 
 def table(phases: list[PlannedPhase]) -> str:
     """The phases as text, one line each, and one for each arm's total with one seed."""
-    columns = "{:<16}{:<10}{:<22}{:>9}{:>8}{:>12}{:>12}{:>10}"
-    lines = [columns.format("arm", "phase", "mask (effective)", "batch", "steps", "images", "FLOPs", "time")]
+    columns = "{:<16}{:<10}{:<34}{:>9}{:>8}{:>12}{:>12}{:>10}"
+    lines = [columns.format("arm", "phase", "tokens removed", "batch", "steps", "images", "FLOPs", "time")]
     for arm in dict.fromkeys(phase.arm for phase in phases):
         own = [phase for phase in phases if phase.arm == arm]
         lines += [columns.format(*_cells(phase)) for phase in own]
@@ -79,10 +79,10 @@ def table(phases: list[PlannedPhase]) -> str:
 
 def _cells(phase: PlannedPhase) -> tuple[object, ...]:
     plan = phase.plan
-    mask = f"{plan.mask.strategy} ({plan.effective_mask_ratio:.1%})" if plan.mask else "none"
+    less = f"{plan.method.in_words(plan.mask)} ({plan.removed:.1%})" if plan.removed else "none"
     images = plan.steps * plan.batch_size
     return (
-        *(phase.arm, plan.stage, mask, plan.batch_size, plan.steps),
+        *(phase.arm, plan.stage, less, plan.batch_size, plan.steps),
         *(f"{images:,}", f"{phase.flops:.4g}", duration(phase.seconds)),
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from maskdm.config.comparison import Phase
-from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask
+from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, StratifiedMask
 from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_params, load_recipe
 from maskdm.config.recipe import Recipe
@@ -146,18 +146,26 @@ def trial_params(project: Project, plans: tuple[PhasePlan, ...]) -> dict[str, An
     return {"seed": params.seed} | own | {"train_flops": params.budget.train_flops} | shared | size | schedule
 
 
-def mask_params(plan: PhasePlan | None) -> dict[str, Any]:
-    """The mask of a phase as flat parameters; without a mask the ratio is 0."""
-    mask: Mask | None = plan.mask if plan else None
-    removed = plan.effective_mask_ratio if plan else 0.0
+def mask_params(plan: PhasePlan) -> dict[str, Any]:
+    """The method and mask of a phase as flat parameters; without a mask the ratio is 0."""
+    mask = plan.mask
     return {
+        "method": method_param(plan),
         "mask.strategy": mask.strategy if mask else "none",
-        "mask.ratio": removed if mask is None or isinstance(mask, CropMask) else mask.ratio,
-        "mask.effective_ratio": removed,
+        "mask.ratio": mask.ratio if isinstance(mask, PatchMask | BlockMask) else plan.removed,
+        "mask.effective_ratio": plan.removed,
         "mask.size": _size(mask),
-        "mask.positions": plan.positions if plan else True,
-        "mask.handover": (plan and plan.handover) or "none",
+        "mask.positions": plan.positions,
+        "mask.handover": plan.handover or "none",
     }
+
+
+def method_param(plan: PhasePlan) -> str:
+    """The method of a phase with its settings: `route first=1 last=1`; `none` if every block sees everything."""
+    if not plan.removed:
+        return "none"
+    settings = plan.method.model_dump(exclude={"name"}, exclude_defaults=True)
+    return " ".join([plan.method.name, *(f"{key}={value}" for key, value in settings.items())])
 
 
 def _size(mask: Mask | None) -> int:
@@ -165,7 +173,7 @@ def _size(mask: Mask | None) -> int:
     match mask:
         case PatchMask():
             return 1
-        case BlockMask():
+        case BlockMask() | StratifiedMask():
             return mask.block
         case CropMask():
             return mask.crop
@@ -188,4 +196,5 @@ def _joined(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 def plan_as_json(plan: PhasePlan) -> dict[str, Any]:
     """A plan for a fingerprint."""
-    return {**asdict(plan), "mask": plan.mask and plan.mask.model_dump(), "optimisation": flat(plan.optimisation)}
+    fields = {**vars(plan), "mask": plan.mask and plan.mask.model_dump(), "optimisation": flat(plan.optimisation)}
+    return {**fields, "method": plan.method.model_dump()}

@@ -80,7 +80,7 @@ def write_times(
 def work(plan: PhasePlan) -> Hashable:
     """What a step of the phase does. The schedule of learning rate and average changes its numbers, not its work."""
     schedule = dict.fromkeys(("lr", "warmup", "decay", "ema_horizon"), 0.0)
-    return plan.mask, plan.positions, plan.batch_size, plan.optimisation.model_copy(update=schedule)
+    return plan.method, plan.mask, plan.positions, plan.batch_size, plan.optimisation.model_copy(update=schedule)
 
 
 def timed_rounds(steps: Mapping[Kind, Callable[[], object]], processes: Processes = ALONE) -> list[dict[Kind, float]]:
@@ -149,10 +149,10 @@ def measure_memory(task: tuple[str, PhasePlan]) -> tuple[str, int]:
 
 def throughput(arm: str, plan: PhasePlan, seconds: float, memory: int, grid: tuple[int, int]) -> dict[str, Any]:
     """One mask: what a step of `seconds` makes of its images, tokens and FLOPs."""
-    tokens = plan.mask.num_keep(grid) if plan.mask else math.prod(grid)
+    tokens = (1 - plan.removed) * math.prod(grid)
     return {
         "arm": arm,
-        "effective_mask_ratio": plan.effective_mask_ratio,
+        "effective_mask_ratio": plan.removed,
         "batch_size": plan.batch_size,
         "visible_tokens": tokens,
         "images_per_second": plan.batch_size / seconds,

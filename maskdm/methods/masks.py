@@ -1,4 +1,4 @@
-"""The three mask strategies of the paper (its Figure 3): which tokens of each image stay visible.
+"""The mask strategies: the three of the paper (its Figure 3), and SPRINT's: which tokens of each image stay visible.
 
 All are drawn for a whole batch in one vectorised call on the device that trains.
 """
@@ -6,7 +6,7 @@ All are drawn for a whole batch in one vectorised call on the device that trains
 import torch
 from torch import Tensor
 
-from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask
+from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, StratifiedMask
 
 
 def draw_ids_keep(mask: Mask, grid: tuple[int, int], batch_size: int, generator: torch.Generator) -> Tensor:
@@ -26,6 +26,11 @@ def draw_ids_keep(mask: Mask, grid: tuple[int, int], batch_size: int, generator:
         case CropMask():
             mask.num_keep(grid)
             return _square_ids(_random_corners(grid, mask.crop, batch_size, generator), mask.crop, grid)
+        case StratifiedMask():
+            blocks = torch.arange(mask.num_keep(grid), device=generator.device).expand(batch_size, -1)
+            place = torch.randint(mask.block**2, blocks.shape, generator=generator, device=generator.device)
+            inside = place // mask.block * grid[1] + place % mask.block
+            return _block_corners(blocks, grid, mask.block) + inside
 
 
 def _random_subset(total: int, keep: int, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -80,6 +80,10 @@ class Stream:
         """Those of the image, `[B, S, embed_dim]`."""
         return self.x[:, self.num_extra_tokens :]
 
+    def with_tokens(self, tokens: Tensor) -> "Stream":
+        """With other tokens of the image."""
+        return replace(self, x=torch.cat([self.x[:, : self.num_extra_tokens], tokens], dim=1))
+
     def select(self, ids_keep: Tensor) -> "Stream":
         """Keep the tokens at `ids_keep`, int64 `[B, K]`, here and in all skips; the extra tokens stay."""
         return replace(self, x=self._kept(self.x, ids_keep), skips=tuple(self._kept(s, ids_keep) for s in self.skips))

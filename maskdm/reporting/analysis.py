@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from maskdm.config.comparison import Comparison, masks_in_words
-from maskdm.config.masks import effective_mask_ratio
+from maskdm.config.comparison import Comparison, methods_in_words, removed_share
 from maskdm.config.params import Params
 from maskdm.config.study import DEFAULT
 from maskdm.runtime.errors import MaskDMError
@@ -292,10 +291,11 @@ def _description(params: Params, arm: str, record: Record) -> Row:
     phases = params.arms[arm]
     shares = [phase.share or 0.0 for phase in phases[:-1]]
     shares.append(1 - sum(shares))
-    masked = [(phase, share) for phase, share in zip(phases, shares, strict=True) if phase.mask]
+    masked = [(phase, share) for phase, share in zip(phases, shares, strict=True) if phase.shows_less]
+    ratios = [removed_share(phase, params.grid, params.model.depth) for phase, _ in masked]
     return {
-        "masks": masks_in_words(phases),
-        "effective_mask_ratio": " -> ".join(f"{effective_mask_ratio(p.mask, params.grid):g}" for p, _ in masked) or "0",
+        "masks": methods_in_words(phases),
+        "effective_mask_ratio": " -> ".join(f"{ratio:g}" for ratio in ratios) or "0",
         "mask_share": sum(share for _, share in masked),
         "batch_size": str(record.params["batch_size"]),
         "lr": str(record.params["lr"]),

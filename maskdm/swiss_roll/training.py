@@ -14,15 +14,18 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from maskdm.config.masks import Mask, PatchMask
+from maskdm.config.method import Group
 from maskdm.evaluation.sampling import sample_tokens
+from maskdm.methods.drop import DROP
 from maskdm.methods.masks import draw_ids_keep
+from maskdm.methods.method import Trainee
 from maskdm.networks.patches import gather_tokens
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
 from maskdm.swiss_roll.data import SwissRoll, draw_points
 from maskdm.training.objective import denoising_loss, noise_schedule
 from maskdm.training.optimizers import make_optimizers, update
-from maskdm.training.plan import optimizer_flops, train_flops_per_image
+from maskdm.training.plan import group_flops, optimizer_flops
 
 Arm = Literal["pretrained", "scratch"]
 Samples = dict[str, np.ndarray]  # ALONE, or steps of training on pairs -> points [n, 2]
@@ -63,21 +66,21 @@ def alone(network: UViT) -> Alone:
     return copied
 
 
-def step_flops(settings: SwissRoll, num_tokens: int) -> float:
-    """FLOPs of a step on points of which `num_tokens` coordinates are visible: forward, backward and update."""
+def step_flops(settings: SwissRoll, mask: Mask | None) -> float:
+    """FLOPs of a step on points of which the mask, if there is one, leaves one coordinate: there, back and update."""
     network = new_network(settings, seed=0)
     update = optimizer_flops(network, settings.recipe.optimisation)
-    return settings.batch_size * train_flops_per_image(network, num_tokens) + update
+    return settings.batch_size * group_flops(Trainee(network, DROP), Group(1, mask)) + update
 
 
 def pretrain_flops(settings: SwissRoll) -> float:
     """What the pre-trained arm has spent when its training on pairs begins."""
-    return settings.pretrain_steps * step_flops(settings, num_tokens=1)
+    return settings.pretrain_steps * step_flops(settings, ONE_OF_TWO)
 
 
 def steps_at_equal_compute(settings: SwissRoll) -> list[int]:
     """For each look: how many steps scratch can take with what the other arm has spent, pre-training counted in."""
-    head_start = round(pretrain_flops(settings) / step_flops(settings, num_tokens=2))
+    head_start = round(pretrain_flops(settings) / step_flops(settings, None))
     return [step + head_start for step in settings.finetune_steps]
 
 

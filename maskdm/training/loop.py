@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from maskdm.datasets.prepared import PreparedData, sample_order
-from maskdm.methods.masks import draw_ids_keep
-from maskdm.networks.patches import gather_tokens, patchify
-from maskdm.networks.uvit import UViT
+from maskdm.methods.method import Trainee
+from maskdm.networks.network import Network
+from maskdm.networks.patches import patchify
 from maskdm.runtime.errors import DivergedError, MaskDMError
 from maskdm.runtime.interrupts import StopRequest
 from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import Reporter, Status, bar_interval
 from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
-from maskdm.training.objective import HeldoutLoss, denoising_loss, min_snr_weights
+from maskdm.training.objective import HeldoutLoss
 from maskdm.training.optimizers import learning_rate, make_optimizers, update
 from maskdm.training.plan import PhasePlan
+from maskdm.training.views import Views, to_unit_range
 
 CHECKPOINT_SECONDS = 30.0  # the most work that a kill can cost
 
 Row = dict[str, float]
-State = dict[str, Any]  # `network`, `ema` and `optimizers`: their state dicts
+State = dict[str, Any]  # `trainee` and `ema`: state dicts; `moments` of the optimizers by weight; `method`: its name
 LogHistory = Callable[[list[Row]], None]
 
 
@@ -45,15 +45,10 @@ LogHistory = Callable[[list[Row]], None]
 class PhaseResult:
     """What a finished phase leaves behind."""
 
-    network: UViT  # EMA weights
+    network: Network  # EMA weights
     state: State  # for a phase that goes on from more than those
     history: list[Row]  # one row per measured held-out loss
     seconds: list[float]  # training time at each row, from the start of the phase, without measuring and saving
-
-
-def to_unit_range(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 -1..1, the range that the diffusion runs in."""
-    return pixels.float() / 127.5 - 1
 
 
 class BatchLoader:
@@ -102,7 +97,7 @@ class PhaseTrainer:
 
     def __init__(
         self,
-        network: UViT,
+        network: Network,
         schedule: DDPMScheduler,
         data: PreparedData,
         plan: PhasePlan,
@@ -121,10 +116,11 @@ class PhaseTrainer:
         self.device = next(network.parameters()).device
         self.processes = processes
         self.share = processes.share(plan.batch_size, "batch_size")
-        network.pos_embed.requires_grad_(plan.positions)  # DDP waits for the gradient of every weight that has one
-        self.replica = processes.replicate(network)  # its backward pass averages the gradients over the processes
-        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
-        self.optimizers = make_optimizers(network, plan.optimisation)
+        self.views = Views(plan, network, schedule, self.device, self.share, processes.count)
+        self.trainee = Trainee(network.requires_grad_(True), plan.method, plan.positions)
+        self.replica = processes.replicate(self.trainee)  # its backward pass averages gradients over the processes
+        self.ema = copy.deepcopy(self.trainee).eval().requires_grad_(False)
+        self.optimizers = make_optimizers(network, plan.optimisation, self.trainee.weights.values())
         self.step = 0
         self.history: list[Row] = []
         self.seconds: list[float] = []
@@ -132,7 +128,7 @@ class PhaseTrainer:
         self._losses: list[Tensor] = []  # of the steps since the last row; read only when a row or checkpoint is due
         self._grad_norms: list[Tensor] = []
         if before:
-            self._load(before)
+            self._go_on_from(before)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -160,25 +156,24 @@ class PhaseTrainer:
             loader.close()
         if self.processes.is_main:
             self.log(self.history)
-        return PhaseResult(self.ema, self._state(), self.history, self.seconds)
+        for trainee in (self.trainee, self.ema):
+            self.plan.method.carry_over(trainee.network, trainee.weights)
+        return PhaseResult(self.ema.network, self._state(), self.history, self.seconds)
 
     def train_step(self, images: Tensor, labels: Tensor | None) -> None:
         """One optimiser step on this process's share, uint8 `[b, C, H, W]`, of the batch of step `self.step + 1`."""
         self.step += 1
         random = generator(self.device, self.seed, "train", self.plan.index, self.step)
-        x_0, ids_keep = self._visible_tokens(images.to(self.device, non_blocking=True), random)
-        whole = self.plan.batch_size  # drawn on every process, whatever its share
-        t = self._draw_timesteps(random)[self.share]
-        noise = torch.randn((whole, *x_0.shape[1:]), generator=random, device=self.device)[self.share]
+        images = images.to(self.device, non_blocking=True)
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
+        drawn = self.views(images, labels, random)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self._losses_of_images(x_0, t, noise, ids_keep, labels).mean()
-        # Shares may differ by an image: with these weights the mean over the processes is that over the batch.
-        loss = loss * (len(x_0) * self.processes.count / whole)
+            losses = self.replica([one.view for one in drawn])
+        loss = torch.stack([one.minimised(own) for one, own in zip(drawn, losses, strict=True)]).sum()
         loss.backward()
         self._losses.append(self.processes.mean(loss.detach()))
         place = self.plan.schedule_place(self.step)
-        self._grad_norms.append(update(self.network, self.ema, self.optimizers, self.plan.optimisation, *place))
+        self._grad_norms.append(update(self.trainee, self.ema, self.optimizers, self.plan.optimisation, *place))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed phase needs; what is drawn at random needs nothing."""
@@ -213,18 +208,44 @@ class PhaseTrainer:
         )
 
     def _state(self) -> State:
+        names = {id(weight): name for name, weight in self.trainee.named_parameters()}
+        moments = {names[id(weight)]: own for each in self.optimizers for weight, own in each.state.items()}
         return {
-            "network": self.network.state_dict(),
+            "trainee": self.trainee.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "moments": moments,
+            "method": self.plan.method.name,
         }
 
     def _load(self, state: State) -> None:
-        self.network.load_state_dict(state["network"])
+        self.trainee.load_state_dict(state["trainee"])
         self.ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            # Moments only: weight decay and the like are this phase's own, not those of the phase before.
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
+        weights = dict(self.trainee.named_parameters())
+        owners = {
+            id(weight): each for each in self.optimizers for group in each.param_groups for weight in group["params"]
+        }
+        for name, moments in state["moments"].items():
+            weight = weights[name]
+            # Copies: the state may be handed on. Moments only: weight decay and the like are this phase's own.
+            owners[id(weight)].state[weight] = copy.deepcopy(moments)
+
+    def _go_on_from(self, before: State) -> None:
+        """Begin with the state of the phase before. What another method has added there came to an end with it."""
+        if before["method"] == self.plan.method.name:
+            self._load(before)
+            return
+        own = self.trainee.state_dict()
+
+        def of_both(state: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in state.items() if name.startswith("network.")}
+
+        self._load(
+            {
+                "trainee": own | of_both(before["trainee"]),
+                "ema": own | of_both(before["ema"]),
+                "moments": of_both(before["moments"]),
+            }
+        )
 
     def _train(self, loader: BatchLoader, stop: StopRequest, bar: "tqdm[Any]") -> None:
         self.network.train()
@@ -252,7 +273,7 @@ class PhaseTrainer:
                     loss=f"{self.history[-1]['loss']:.4f}", heldout=f"{self.history[-1]['heldout_loss']:.4f}"
                 )
             if snapshot is not None and self.processes.is_main:
-                save_snapshot(snapshot_folder(self.folder, snapshot), self.ema)
+                save_snapshot(snapshot_folder(self.folder, snapshot), self._averaged())
             if checkpoint:
                 if self.processes.is_main:
                     save_checkpoint(self.checkpoint_path, self.state_dict())
@@ -264,32 +285,6 @@ class PhaseTrainer:
                 raise KeyboardInterrupt(f"saved at step {self.step} of {self.plan.steps}; the same command goes on")
             started = time.perf_counter()
 
-    def _visible_tokens(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Clean tokens `[b, S, token_dim]` in [-1, 1] that the mask keeps, and their places `[b, S]`."""
-        whole = self.plan.batch_size
-        if self.plan.optimisation.hflip:
-            flip = torch.rand(whole, generator=random, device=self.device)[self.share] < self.plan.optimisation.hflip
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        tokens = patchify(images, self.network.patch_size)
-        if self.plan.mask is None:
-            return to_unit_range(tokens), None
-        ids_keep = draw_ids_keep(self.plan.mask, self.network.grid, whole, random)[self.share]
-        return to_unit_range(gather_tokens(tokens, ids_keep)), ids_keep
-
-    def _draw_timesteps(self, random: torch.Generator) -> Tensor:
-        """Time steps of the whole batch, uniform on 0 to T - 1: int64 `[batch_size]`."""
-        steps = self.schedule.config.num_train_timesteps
-        return torch.randint(steps, (self.plan.batch_size,), generator=random, device=self.device)
-
-    def _losses_of_images(
-        self, x_0: Tensor, t: Tensor, noise: Tensor, ids_keep: Tensor | None, labels: Tensor | None
-    ) -> Tensor:
-        """What is minimised, for each image: `[b]`."""
-        network = self.replica if self.plan.positions else partial(self.replica, positions=False)
-        losses = denoising_loss(network, self.schedule, x_0, t, noise, ids_keep, labels)
-        gamma = self.plan.optimisation.min_snr_gamma
-        return losses if gamma is None else min_snr_weights(self.schedule, t, gamma) * losses
-
     def _add_row(self) -> None:
         self.history.append(
             {
@@ -300,12 +295,20 @@ class PhaseTrainer:
                 "loss": torch.stack(self._losses).mean().item(),
                 "lr": learning_rate(self.plan.optimisation, *self.plan.schedule_place(self.step)),
                 "grad_norm": torch.stack(self._grad_norms).mean().item(),
-                "heldout_loss": self.heldout_loss(self.ema),
+                "heldout_loss": self.heldout_loss(self._averaged()),
             }
         )
         self.seconds.append(self._train_seconds)
         self._losses, self._grad_norms = [], []
         self.watch(self.history[-1])
+
+    def _averaged(self) -> Network:
+        """The averaged weights as the phase would hand them over if it ended here."""
+        if not self.ema.weights:
+            return self.ema.network
+        copied = copy.deepcopy(self.ema)
+        self.plan.method.carry_over(copied.network, copied.weights)
+        return copied.network
 
     def _settle_replica(self) -> None:
         """One backward pass for nothing.
@@ -315,10 +318,13 @@ class PhaseTrainer:
         """
         if self.processes.count == 1:
             return
-        x_t = torch.zeros(1, self.network.num_tokens, self.network.token_dim, device=self.device)
-        t = torch.zeros(1, dtype=torch.long, device=self.device)
-        self.replica(x_t, t, labels=None if self.network.num_classes is None else t).sum().backward()
-        self.network.zero_grad()
+        count, channels = self.share.stop - self.share.start, self.data.train.shape[1]
+        rows, columns = (side * self.network.patch_size for side in self.network.grid)
+        images = torch.zeros(count, channels, rows, columns, dtype=torch.uint8, device=self.device)
+        labels = None if self.network.num_classes is None else torch.zeros(count, dtype=torch.long, device=self.device)
+        drawn = self.views(images, labels, generator(self.device, self.seed, "settle"))
+        torch.cat([losses.total for losses in self.replica([one.view for one in drawn])]).sum().backward()
+        self.trainee.zero_grad()
 
     def _require_same_step(self) -> None:
         """Stop where some machine does not see the checkpoint that another goes on from."""
@@ -345,9 +351,9 @@ class PhaseTrainer:
         )
 
     def _progress_bar(self) -> "tqdm[Any]":
-        mask = "" if self.plan.mask is None else f" {self.plan.mask.strategy} {self.plan.effective_mask_ratio:.1%}"
+        less = f" {self.plan.method.name} {self.plan.removed:.1%}" if self.plan.removed else ""
         return tqdm(
-            desc=f"{self.plan.stage}{mask}",
+            desc=f"{self.plan.stage}{less}",
             total=self.plan.steps * self.plan.batch_size,
             initial=self.step * self.plan.batch_size,
             unit="img",
@@ -357,7 +363,7 @@ class PhaseTrainer:
 
 
 def make_heldout_loss(
-    network: UViT,
+    network: Network,
     schedule: DDPMScheduler,
     data: PreparedData,
     num_images: int,

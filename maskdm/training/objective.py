@@ -46,10 +46,15 @@ def denoising_loss(
         The loss of each image, `[B]`, in float32.
     """
     x_t = schedule.add_noise(x_0, noise, t)  # sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps
-    v_prediction = schedule.config.prediction_type == "v_prediction"
-    target = schedule.get_velocity(x_0, noise, t) if v_prediction else noise
+    target = diffusion_target(schedule, x_0, noise, t)
     prediction = network(x_t, t, ids_keep, labels)
     return F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2))
+
+
+def diffusion_target(schedule: DDPMScheduler, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the network should predict, like `x_0`: the noise or the velocity."""
+    v_prediction = schedule.config.prediction_type == "v_prediction"
+    return schedule.get_velocity(x_0, noise, t) if v_prediction else noise
 
 
 def epsilon_loss(schedule: DDPMScheduler, loss: Tensor, t: Tensor) -> Tensor:

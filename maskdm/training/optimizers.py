@@ -1,6 +1,7 @@
 """What updates the weights, AdamW alone or Muon for the matrices of the blocks and AdamW for the rest, and how."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,19 @@ from maskdm.config.recipe import Optimisation
 from maskdm.networks.network import Network
 
 
-def make_optimizers(network: Network, settings: Optimisation) -> list[Optimizer]:
+def make_optimizers(network: Network, settings: Optimisation, added: Iterable[Tensor] = ()) -> list[Optimizer]:
     """What updates the weights of `network`, each of them once; learning rates are set before every step.
+
+    AdamW updates the weights that a method has added as well, without decay.
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
     one. Scaled to the size of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982) it shares AdamW's learning rate.
     """
     muon = network.matrices() if settings.optimizer == "muon" else []
     left = parameter_groups(network, settings.weight_decay, without=muon)
-    fused = network.pos_embed.device.type != "meta"  # where FLOPs are counted: it has no fused kernel
+    if added := list(added):
+        left.append({"params": added, "weight_decay": 0.0})
+    fused = network.device.type != "meta"  # where FLOPs are counted: it has no fused kernel
     adamw = AdamW(left, lr=settings.lr, betas=settings.betas, fused=fused)
     if not muon:
         return [adamw]
@@ -27,7 +32,7 @@ def make_optimizers(network: Network, settings: Optimisation) -> list[Optimizer]
 
 
 def update(
-    network: Network, ema: Network, optimizers: list[Optimizer], settings: Optimisation, step: float, steps: float
+    network: nn.Module, ema: nn.Module, optimizers: list[Optimizer], settings: Optimisation, step: float, steps: float
 ) -> Tensor:
     """End a step: clip, update, clear the gradients, average the weights.
 

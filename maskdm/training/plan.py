@@ -12,10 +12,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskdm.config.comparison import Phase, num_tokens
-from maskdm.config.masks import Mask, effective_mask_ratio
+from maskdm.config.comparison import Phase, removed_share
+from maskdm.config.masks import Mask
+from maskdm.config.method import Group
 from maskdm.config.params import BUDGET_TOLERANCE, Data, Model, Params
 from maskdm.config.recipe import Handover, Optimisation, Recipe
+from maskdm.methods.drop import DROP
+from maskdm.methods.method import Method, Trainee, View
+from maskdm.networks.network import Network
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.optimizers import make_optimizers
@@ -28,7 +32,8 @@ class PhasePlan:
     stage: Literal["pretrain", "finetune"]
     index: int  # among the arm's phases, pre-training first
     mask: Mask | None
-    effective_mask_ratio: float
+    method: Method
+    removed: float  # the share of tokens that a block does not see, on average: the effective mask ratio
     positions: bool  # whether the network is told where the visible tokens stand
     batch_size: int
     steps: int
@@ -43,6 +48,11 @@ class PhasePlan:
     # The schedule of learning rate and EMA, counted in compute and given in steps of this phase.
     schedule_offset: float  # what is behind it when this phase begins: 0, or the phases that it goes on from
     schedule_steps: float  # its whole length
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """How a batch is divided."""
+        return self.method.groups(self.batch_size, self.mask)
 
     @property
     def goes_on(self) -> bool:
@@ -80,25 +90,30 @@ def build_network(model: Model, data: Data, num_classes: int | None) -> UViT:
     )
 
 
-def train_flops_per_image(network: UViT, num_tokens: int) -> float:
-    """Forward and backward FLOPs of one image of `num_tokens` visible tokens, as torch's counter counts them.
+def group_flops(trainee: Trainee, group: Group) -> float:
+    """Forward and backward FLOPs of one image of a group, as torch's counter counts them.
 
     Counted on the meta device with plain attention: the fused CPU kernel is unknown to the counter and would be
     missed, and the fused GPU kernels count what they recompute. So the number is the same on every machine.
     """
     batch_size = 2
-    twin = copy.deepcopy(network).to("meta")
+    twin = copy.deepcopy(trainee).to("meta")
+    network = twin.network
+    kept = group.mask.num_keep(network.grid) if group.mask else None
     with torch.device("meta"):
-        x_t = torch.empty(batch_size, num_tokens, network.token_dim)
+        whole = torch.empty(batch_size, network.num_tokens, network.token_dim)
+        ids_keep = None if kept is None else torch.empty(batch_size, kept, dtype=torch.long)
         t = torch.empty(batch_size, dtype=torch.long)
-        ids_keep = torch.empty(batch_size, num_tokens, dtype=torch.long)
+        x_t = twin.method.visible(whole, ids_keep)
         labels = None if network.num_classes is None else t
+        view = View(group, x_t, t, x_t, ids_keep, labels, chance=torch.empty(batch_size), positions=True)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        twin(x_t, t, ids_keep, labels).sum().backward()
+        [losses] = twin([view])
+        losses.total.sum().backward()
     return counter.get_total_flops() / batch_size
 
 
-def optimizer_flops(network: UViT, settings: Optimisation) -> float:
+def optimizer_flops(network: Network, settings: Optimisation) -> float:
     """FLOPs of one update, as torch's counter counts them: 0 for AdamW, which multiplies no matrices.
 
     Counted in, because a masked step is cheap and an update is not: Muon's would favour arms with many cheap steps.
@@ -173,8 +188,9 @@ def _plan_phase(
         MaskDMError: it would go on with the state of another optimiser.
     """
     optimisation = phase.optimisation(recipe)
-    tokens = num_tokens(phase, params.grid)
-    flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, tokens)
+    method = method_of(phase)
+    groups = method.groups(phase.batch_size, phase.mask)
+    flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, method, groups)
     step_flops = phase.batch_size * flops_per_image + update_flops
     steps = max(1 if handover else 0, round(flops / step_flops))
     start_flops = before.train_flops(before.steps) if before else 0.0
@@ -184,7 +200,8 @@ def _plan_phase(
         stage="pretrain" if handover else "finetune",
         index=before.index + 1 if before else 0,
         mask=phase.mask,
-        effective_mask_ratio=effective_mask_ratio(phase.mask, params.grid),
+        method=method,
+        removed=removed_share(phase, params.grid, params.model.depth),
         positions=phase.positions,
         batch_size=phase.batch_size,
         steps=steps,
@@ -201,6 +218,14 @@ def _plan_phase(
     )
 
 
+def method_of(phase: Phase) -> Method:
+    """The method that a phase names, or else the paper's."""
+    if phase.method is None:
+        return DROP
+    assert isinstance(phase.method, Method)  # whoever names it has loaded it
+    return phase.method
+
+
 def _schedule_start(before: PhasePlan, optimisation: Optimisation) -> float:
     """The FLOPs of the arm at which the schedule of the phase behind `before` begins."""
     if before.handover == "weights":
@@ -214,12 +239,17 @@ def _schedule_start(before: PhasePlan, optimisation: Optimisation) -> float:
 
 
 @cache  # counting takes a third of a second, and a search plans the same phases again and again
-def _step_costs(model: Model, data: Data, optimisation: Optimisation, num_tokens: int) -> tuple[float, float]:
-    """FLOPs of an image of `num_tokens` visible tokens, and of an update."""
+def _step_costs(
+    model: Model, data: Data, optimisation: Optimisation, method: Method, groups: tuple[Group, ...]
+) -> tuple[float, float]:
+    """FLOPs of an image, on average over the groups of a batch, and of an update."""
     with torch.device("meta"):
         # A label costs its token and nothing else, so the number of classes does not matter here.
         network = build_network(model, data, num_classes=1)
-    return train_flops_per_image(network, num_tokens), optimizer_flops(network, optimisation)
+    trainee = Trainee(network, method)
+    images = sum(group.images for group in groups)
+    flops = sum(group.images * group_flops(trainee, group) for group in groups) / images
+    return flops, optimizer_flops(network, optimisation)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

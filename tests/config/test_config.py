@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from maskdm.config.comparison import Budget, Heldout, Phase, masks_in_words, num_tokens
+from maskdm.config.comparison import Budget, Heldout, Phase, mean_tokens, methods_in_words
 from maskdm.config.masks import BlockMask, CropMask, PatchMask, effective_mask_ratio
 from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_block, load_params, load_recipe
@@ -117,8 +117,8 @@ def test_a_control_makes_the_steps_of_its_arm_without_its_masks(tmp_path: Path, 
     with_control(settings)
     params = load_params(write(tmp_path, settings))
     control, arm = params.arms["control"], params.arms[params.controls["control"]]
-    assert [phase.batch_size * num_tokens(phase, params.grid) for phase in control] == [64, 144, 128]
-    assert [phase.batch_size * num_tokens(phase, params.grid) for phase in arm] == [64, 144, 128]
+    assert [phase.batch_size * mean_tokens(phase, params.grid, 1) for phase in control] == [64, 144, 128]
+    assert [phase.batch_size * mean_tokens(phase, params.grid, 1) for phase in arm] == [64, 144, 128]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_control_that_differs_in_more_than_the_masks_is_an_error(
 def test_an_arm_without_a_mask_has_no_control(tmp_path: Path, settings: dict[str, Any]) -> None:
     with_control(settings, of="scratch")
     with pytest.raises(
-        MaskDMError, match=r"controls\.control=scratch, which has no mask; allowed: an arm that has one"
+        MaskDMError, match=r"controls\.control=scratch, which has neither mask nor method; allowed: an arm that has one"
     ):
         load_params(write(tmp_path, settings))
 
@@ -162,13 +162,13 @@ def test_a_control_is_right_if_its_batch_is_the_nearest_in_tokens(
     mask = CropMask(strategy="crop", crop=min(crop, side - 1))
     arm = (Phase(batch_size=batch_size, mask=mask, share=0.5), Phase(batch_size=8))
     own = (Phase(batch_size=control, share=0.5), Phase(batch_size=8))
-    tokens, whole = batch_size * num_tokens(arm[0], (side, side)), num_tokens(own[0], (side, side))
+    tokens, whole = batch_size * mean_tokens(arm[0], (side, side), 1), mean_tokens(own[0], (side, side), 1)
     nearest = min(abs(images * whole - tokens) for images in range(1, 65))
     right = abs(control * whole - tokens) == nearest
     arms = {"arms": {"arm": arm, "control": own}, "controls": {"control": "arm"}, "baseline": "arm"}
     comparison = Params.model_validate(PARAMS).model_copy(update=arms)
     try:
-        comparison.check_grid((side, side))
+        comparison.check_network((side, side), 1)
     except ValueError as error:
         assert "batch_size" in str(error)  # noqa: PT017
         assert not right
@@ -233,8 +233,8 @@ def test_the_effective_ratio_counts_whole_tokens_and_blocks(mask: Any, grid: tup
 @given(kept=st.lists(st.none() | st.integers(1, 7), min_size=1, max_size=4), whole=st.just(64))
 def test_a_phase_shows_what_its_mask_keeps_and_only_masks_are_named(kept: list[int | None], whole: int) -> None:
     phases = [Phase(batch_size=1, mask=crop and CropMask(strategy="crop", crop=crop)) for crop in kept]
-    assert [num_tokens(phase, (8, 8)) for phase in phases] == [crop**2 if crop else whole for crop in kept]
-    assert masks_in_words(phases) == " -> ".join(f"{crop}x{crop} crop" for crop in kept if crop)
+    assert [mean_tokens(phase, (8, 8), 1) for phase in phases] == [crop**2 if crop else whole for crop in kept]
+    assert methods_in_words(phases) == " -> ".join(f"{crop}x{crop} crop" for crop in kept if crop)
 
 
 def test_a_part_of_the_study_has_the_settings_of_the_project_and_a_name_of_its_own(

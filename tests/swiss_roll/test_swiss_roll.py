@@ -20,6 +20,7 @@ from maskdm.runtime.seeding import generator
 from maskdm.swiss_roll.data import ANGLES, SwissRoll, draw_points, even_points, load_settings, sliced_wasserstein
 from maskdm.swiss_roll.training import (
     ALONE,
+    ONE_OF_TWO,
     alone,
     new_network,
     pretrain_flops,
@@ -108,8 +109,8 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others(toy: Swiss
 
 
 def test_equal_compute_is_counted_in_whole_steps_of_scratch(toy: SwissRoll) -> None:
-    pair = step_flops(toy, num_tokens=2)
-    assert step_flops(toy, num_tokens=1) < pair
+    pair = step_flops(toy, None)
+    assert step_flops(toy, ONE_OF_TWO) < pair
     for step, matched in zip(toy.finetune_steps, steps_at_equal_compute(toy), strict=True):
         assert matched * pair == pytest.approx(pretrain_flops(toy) + step * pair, abs=pair / 2)
 

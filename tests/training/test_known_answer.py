@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from maskdm.config.masks import Mask, PatchMask
 from maskdm.config.recipe import Optimisation
 from maskdm.datasets.prepared import PreparedData
+from maskdm.methods.drop import DROP
 from maskdm.methods.masks import draw_ids_keep
 from maskdm.networks.patches import gather_tokens
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
-from maskdm.training.loop import PhaseTrainer, to_unit_range
+from maskdm.training.loop import PhaseTrainer
 from maskdm.training.objective import denoising_loss, noise_schedule
 from maskdm.training.plan import PhasePlan
+from maskdm.training.views import to_unit_range
 
 SIDE = 3  # tokens of one pixel
 NUM_TOKENS = SIDE * SIDE
@@ -112,7 +114,8 @@ def train(schedule: Any, mask: Mask | None, folder: Path) -> UViT:
         index=0,
         mask=mask,
         positions=True,
-        effective_mask_ratio=0.0,
+        method=DROP,
+        removed=0.0,
         batch_size=BATCH_SIZE,
         steps=STEPS,
         optimisation=settings,

@@ -10,20 +10,29 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskdm.config.masks import PatchMask
+from maskdm.config.method import Group
 from maskdm.config.params import BUDGET_TOLERANCE, Params
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
+from maskdm.methods.drop import DROP
+from maskdm.methods.method import Trainee
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.loop import PhaseTrainer
 from maskdm.training.objective import noise_schedule
 from maskdm.training.optimizers import learning_rate
-from maskdm.training.plan import PhasePlan, build_network, plan_finetune, plan_pretrain, train_flops_per_image
+from maskdm.training.plan import PhasePlan, build_network, group_flops, plan_finetune, plan_pretrain
 from tests.conftest import PARAMS, RECIPE
 
 
 def all_phases(params: Params, recipe: Recipe, arm: str) -> list[PhasePlan]:
     return [*plan_pretrain(params, recipe, arm), plan_finetune(params, recipe, arm)]
+
+
+def kept(tokens: int) -> Group:
+    """Of a grid of 16."""
+    return Group(1, PatchMask(strategy="patch", ratio=1 - tokens / 16) if tokens < 16 else None)
 
 
 @pytest.mark.parametrize("tokens", [3, 16])
@@ -32,13 +41,13 @@ def test_flops_are_those_of_the_matrix_products_written_out(network: UViT, token
     block = length * (3 * d * d + d * d + 8 * d * d) + 2 * length * length * d  # qkv, proj, mlp; scores and values
     forward = 3 * block + length * 2 * d * d + tokens * (patch * d + d * patch)  # skip; embedding and head
     # Backward costs twice the forward, but nothing needs the gradient with respect to the image.
-    assert train_flops_per_image(network, tokens) == 2 * (3 * forward - tokens * patch * d)
+    assert group_flops(Trainee(network, DROP), kept(tokens)) == 2 * (3 * forward - tokens * patch * d)
 
 
 def test_the_count_equals_the_counter_on_a_real_step(network: UViT) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(torch.randn(5, 16, 4), torch.zeros(5, dtype=torch.long)).sum().backward()
-    assert counter.get_total_flops() == 5 * train_flops_per_image(network, 16)
+    assert counter.get_total_flops() == 5 * group_flops(Trainee(network, DROP), Group(1))
 
 
 @pytest.mark.parametrize("arm", ["scratch", "patch75", "staged"])
@@ -50,10 +59,7 @@ def test_all_arms_spend_the_same_budget(params: Params, recipe: Recipe, arm: str
     )  # of two arms, one above, one below
     network = build_network(params.model, params.data, None)
     spent = sum(
-        phase.steps
-        * phase.batch_size
-        * train_flops_per_image(network, phase.mask.num_keep((4, 4)) if phase.mask else 16)
-        for phase in phases
+        phase.steps * phase.batch_size * group_flops(Trainee(network, DROP), Group(1, phase.mask)) for phase in phases
     )
     assert phases[-1].train_flops(phases[-1].steps) == pytest.approx(spent)
 
