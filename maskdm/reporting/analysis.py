@@ -399,6 +399,8 @@ def _reached(by_trial: Sequence[pd.DataFrame], cost: str) -> tuple[float, float]
 def metrics(means_by_arm: pd.DataFrame, metric: str) -> dict[str, dict[str, float | None]]:
     """A few numbers of each arm, for `dvc metrics`; None: not known, or infinite.
 
+    Of fidelity and diversity, density and coverage stand for all four.
+
     Args:
         means_by_arm: what `summary` returns.
         metric: the name of the distance.
@@ -406,6 +408,7 @@ def metrics(means_by_arm: pd.DataFrame, metric: str) -> dict[str, dict[str, floa
     names = {
         "heldout_loss": "heldout_loss",
         "distance": metric,
+        **{measure: measure for measure in ("density", "coverage") if measure in means_by_arm},
         **{f"compute_to_target{end}": f"compute_to_target{end}" for end in ("", "_low", "_high")},
         "train_seconds": "train_seconds",
     }

@@ -244,6 +244,7 @@ def test_a_measure_that_no_record_has_is_no_column(params: Params) -> None:
         later = [column for column in frame if column.startswith(("density", "coverage"))]
         assert later
         pd.testing.assert_frame_equal(getattr(found, name), frame.drop(columns=later))
+    assert not any(row.keys() & {"density", "coverage"} for row in analysis.metrics(found.arms, found.metric).values())
 
 
 def test_an_arm_of_which_a_seed_lacks_a_measure_has_no_mean_of_it(params: Params) -> None:
@@ -258,6 +259,7 @@ def test_an_arm_of_which_a_seed_lacks_a_measure_has_no_mean_of_it(params: Params
     for measure in ("density", "coverage"):
         assert arms[arms[measure].isna()].index.tolist() == ["scratch", "crop3"]
         assert arms[f"{measure}_low"].isna().tolist() == arms[measure].isna().tolist()
+    assert analysis.metrics(found.arms, found.metric)["crop3"]["density"] is None
     assert arms["precision"].notna().all()
 
 
@@ -380,6 +382,7 @@ def test_the_metrics_are_plain_numbers(params: Params) -> None:
     assert list(found) == ORDER
     assert found["block90"]["train_seconds"] == 450
     assert found["block90"].keys() >= {"heldout_loss", "fd_effnet_lite0", "compute_to_target_low"}
+    assert (found["block90"]["density"], found["block90"]["coverage"]) == (0.8, 0.2)
     assert found["crop3"]["compute_to_target"] is None
     assert found["crop3"]["compute_to_target_low"] == pytest.approx(0.98, abs=0.02)
     assert all(value is None or math.isfinite(value) for row in found.values() for value in row.values())
