@@ -6,7 +6,7 @@ import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from benchmarks.machine import interleaved, matmul_gflops
-from maskdm.evaluation.metrics import frechet_distance, kid, neighbour_radii, precision_recall, statistics
+from maskdm.evaluation.metrics import fidelity_and_diversity, frechet_distance, kid, neighbour_radii, statistics
 
 SAMPLES, REFERENCE, DIMENSIONS = 1000, 10_000, 1280  # of the default profile
 ROUNDS = 3
@@ -28,8 +28,8 @@ def main() -> None:
                 save_cpu_ram=True,
                 verbose=False,
             ),
-            "precision and recall: radii known": lambda: precision_recall(
-                (samples, neighbour_radii(samples, 3)), (real, radii)
+            "all four: radii known": lambda: fidelity_and_diversity(
+                (samples, neighbour_radii(samples, 3)), (real, radii), 3
             ),
             "KID: float64": lambda: kid(exact_samples, exact_real, 100, 500, 0),
             "KID: float32": lambda: kid(samples, real, 100, 500, 0),
@@ -40,7 +40,7 @@ def main() -> None:
     rows = [{"part": name, "seconds": f"{np.median(values):.2f}"} for name, values in seconds.items()]
     print(pd.DataFrame(rows).to_markdown(index=False))
     for part, before, after in (
-        ("precision and recall", "precision and recall: torch-fidelity", "precision and recall: radii known"),
+        ("precision and recall", "precision and recall: torch-fidelity", "all four: radii known"),
         ("KID", "KID: float64", "KID: float32"),
     ):
         print(f"\n{part}: {np.median(np.array(seconds[before]) / np.array(seconds[after])):.1f}× as fast")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,14 @@ SETUP = {
     "input_size": 96,
 }
 REFERENCE: dict[str, Any] = {
-    "floor": {"fd_effnet_lite0": 80.25, "kid": -0.00012, "precision": 0.91, "recall": 0.9},
+    "floor": {
+        "fd_effnet_lite0": 80.25,
+        "kid": -0.00012,
+        "precision": 0.91,
+        "recall": 0.9,
+        "density": 0.99,
+        "coverage": 0.24,
+    },
     "floor_images": 1000,
     "floor_training_images": 0,
     "reference_images": 10000,
@@ -166,7 +174,7 @@ def make_record(params: Params, arm: str, seed: int, level: float, name: str) ->
     distance = DISTANCE[arm] * level / REDUCTION[arm]
     judged = [snapshot(share, distance / share**0.5) for share in params.budget.snapshots]
     summary = {key: history[-1][key] for key in ("images_seen", "train_flops", "heldout_loss")}
-    summary |= {key: judged[-1][key] for key in ("fd_effnet_lite0", "kid", "precision", "recall")}
+    summary |= {key: judged[-1][key] for key in ("fd_effnet_lite0", *analysis.OF_SAMPLES)}
     data = {key: DATASET[key] for key in ("name", "sha256", "train", "heldout", "shape")}
     batches = " -> ".join(str(phase.batch_size) for phase in phases)
     settings = {"seed": seed, "batch_size": batches, "lr": 1e-3, "num_parameters": 604432}
@@ -190,7 +198,17 @@ def make_record(params: Params, arm: str, seed: int, level: float, name: str) ->
 def snapshot(share: float, distance: float) -> dict[str, Any]:
     position = {"fraction": share, "images_seen": round(1e5 * share), "train_flops": share * BUDGET}
     metrics = {"fd_effnet_lite0": distance, "kid": distance / 30000, "precision": 0.6, "recall": 0.4}
-    return {**position, **metrics, **SETUP}
+    return {**position, **metrics, "density": 0.8, "coverage": 0.2 * share, **SETUP}
+
+
+def of_before(record: Record) -> Record:
+    """As it was made before density and coverage were measured."""
+    history = [without(row, "density", "coverage") for row in record.history]
+    return replace(record, summary=without(record.summary, "density", "coverage"), history=history)
+
+
+def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def make_times(params: Params, name: str = "default", **slower: float) -> StepTimes:

@@ -90,7 +90,7 @@ class Evaluation(Schema):
     reference: Positive  # training images they are compared with
     kid_subsets: Positive
     kid_subset_size: Annotated[int, Field(ge=2)]  # the unbiased estimate divides by size - 1
-    nearest_k: Positive  # neighbours of precision and recall
+    nearest_k: Positive  # neighbours of precision, recall, density and coverage
 
     @model_validator(mode="after")
     def _counts_suffice(self) -> Self:

@@ -27,7 +27,7 @@ from maskdm.training.plan import PhasePlan, arm_plans, peak_memory_bytes
 
 Watch = Callable[[Row], None]
 SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")  # final values
-JUDGED = ("kid", "precision", "recall")  # of the last snapshot, beside the distance
+JUDGED = ("kid", "precision", "recall", "density", "coverage")  # of the last snapshot, beside the distance
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def finish(project: Project, record: Record, history: list[Row], timing: train.T
     flops = [row["train_flops"] for row in history]
     at_snapshots = [float(np.interp(row["train_flops"], flops, seconds)) for row in judged]
     if judged:
-        summary |= {name: judged[-1][name] for name in (distance_metric(judged[-1]), *JUDGED)}
+        names = (distance_metric(judged[-1]), *JUDGED)
+        summary |= {name: judged[-1][name] for name in names if name in judged[-1]}  # an older version measured fewer
     machine = project.machine(
         timing.started_at, seconds[-1], int(history[-1]["images_seen"]), [*seconds, *at_snapshots], timing.memory
     )

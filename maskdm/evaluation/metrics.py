@@ -1,6 +1,7 @@
 """Features -> numbers: how far generated images are from real ones, and how far real images are from real ones.
 
-The formulas are torch-fidelity's. All draws are seeded; the global generators are neither read nor moved.
+The formulas are torch-fidelity's, and prdc's for density and coverage. All draws are seeded; the global generators are
+neither read nor moved.
 """
 
 import json
@@ -71,22 +72,50 @@ def neighbour_radii(features: np.ndarray, nearest_k: int) -> np.ndarray:
     return torch.cat(radii).numpy()
 
 
-def precision_recall(
-    samples: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray]
-) -> tuple[float, float]:
-    """Share of samples within the real images' manifold, and the reverse (arXiv 1904.06991, eq. 2).
+def fidelity_and_diversity(
+    samples: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray], nearest_k: int
+) -> dict[str, float]:
+    """How samples lie among real images: two measures of fidelity, and two of diversity.
 
-    Each set is `(features, radii)`, [N, D] and [N]. The shares are torch-fidelity's, which finds the radii of the real
-    images, most of the work, anew for every set of samples.
+    Precision is the share of samples within the real images' manifold, and recall is the reverse (Kynkäänniemi et al.
+    2019, arXiv 1904.06991, eq. 2). Density and coverage are of Naeem et al. 2020 (arXiv 2002.09797, section 3.2):
+
+        density  = 1/(k N) sum_j sum_i [sample j is in the ball of real image i]
+        coverage = 1/M sum_i [a sample is in the ball of real image i]
+
+    Density is about 1 where both sets are of one distribution, and may exceed 1. The paper suggests k = 5. Here one k
+    serves all four measures, so that they speak of the same balls.
+
+    Precision and recall are torch-fidelity's, which finds the radii of the real images, most of the work, anew for
+    every set of samples. Density and coverage are those of prdc, their authors' package.
+
+    Args:
+        samples: features [N, D] and their `neighbour_radii` [N].
+        real: the same of real images, [M, D] and [M].
+        nearest_k: k of both sets' radii.
+
+    Returns:
+        `{"precision": ..., "recall": ..., "density": ..., "coverage": ...}`.
     """
     points, radii = (torch.from_numpy(array).double() for array in samples)
     precise = torch.zeros(len(points), dtype=torch.bool)
-    recalled = []
+    balls = torch.zeros(len(points), dtype=torch.int64)  # of real images, that hold each sample
+    recalled, covered = [], []
     for block, block_radii in zip(*(torch.from_numpy(array).double().split(BLOCK) for array in real), strict=True):
         distances = torch.cdist(points, block)
         precise |= (distances <= block_radii).any(dim=1)
         recalled.append((distances <= radii[:, None]).any(dim=0))
-    return precise.double().mean().item(), torch.cat(recalled).double().mean().item()
+        # Without the edge of the balls, as in prdc: the k-th neighbour lies on it. A ball holds its centre and k - 1
+        # neighbours then, so that the density of the real images themselves is 1.
+        held = distances < block_radii
+        balls += held.sum(dim=1)
+        covered.append(held.any(dim=0))
+    return {
+        "precision": precise.double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": balls.double().mean().item() / nearest_k,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
 
 
 # --- the real images that samples are compared with -------------------------------------------------------
@@ -235,7 +264,7 @@ def compare(samples: np.ndarray, reference: Reference, evaluation: Evaluation, s
     """All metrics of features of samples, float32 [N, D], against the reference.
 
     Returns:
-        `{"fd_effnet_lite0": ..., "kid": ..., "precision": ..., "recall": ...}`, or "fid" with Inception-v3.
+        `{"fd_effnet_lite0": ..., "kid": ...}`, or "fid" with Inception-v3, and what `fidelity_and_diversity` gives.
 
     Raises:
         MaskDMError: there are too few samples or reference images for `kid_subset_size` or `nearest_k`.
@@ -247,16 +276,14 @@ def compare(samples: np.ndarray, reference: Reference, evaluation: Evaluation, s
             raise MaskDMError(
                 f"evaluation.{name}={given}; allowed: at most {given - needed + fewest} ({fewest} images)"
             )
-    precision, recall = precision_recall(
-        (samples, neighbour_radii(samples, reference.key.nearest_k)), (reference.features, reference.radii)
-    )
+    nearest_k = reference.key.nearest_k
+    own, real = (samples, neighbour_radii(samples, nearest_k)), (reference.features, reference.radii)
     return {
         METRIC_NAMES[reference.key.extractor]: frechet_distance(
             statistics(samples), (reference.mean, reference.covariance)
         ),
         "kid": kid(samples, reference.features, evaluation.kid_subsets, evaluation.kid_subset_size, seed),
-        "precision": precision,
-        "recall": recall,
+        **fidelity_and_diversity(own, real, nearest_k),
     }
 
 

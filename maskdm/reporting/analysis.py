@@ -27,7 +27,8 @@ CONFIDENCE = 0.95
 PERMUTATIONS = 10_000  # of `rank_agreement`
 GRID = 60  # points of `means`
 FLOOR = "real vs real"  # two disjoint sets of real images
-MEASURES = ("heldout_loss", "distance", "kid", "precision", "recall")
+OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage")  # beside the distance; old records lack the last two
+MEASURES = ("heldout_loss", "distance", *OF_SAMPLES)
 AGAINST = "_against_baseline"  # a measure over that of the baseline with the same seed
 AGAINST_CONTROL = "_against_control"  # the same, of the arm's control
 DESCRIPTION = ("masks", "effective_mask_ratio", "mask_share", "batch_size", "lr", "positions")  # equal in all seeds
@@ -106,6 +107,14 @@ def rank_agreement(table: pd.DataFrame, measure: str) -> tuple[float, float]:
         ranks.T, concordance, permutation_type="samples", alternative="greater", n_resamples=PERMUTATIONS - 1, rng=0
     )
     return float(found.statistic), float(found.pvalue)
+
+
+def expected_coverage(samples: int, reference: int, nearest_k: int) -> float:
+    """The coverage of samples that are distributed as the real images are (arXiv 2002.09797, section 3.3).
+
+    A real image has no sample in its ball if its `nearest_k` nearest, of samples and real images, are all real.
+    """
+    return 1 - math.prod((reference - i) / (reference + samples - i) for i in range(1, nearest_k + 1))
 
 
 # --- trials and their records -------------------------------------------------------------------------------
@@ -212,7 +221,8 @@ def curves(name: str, params: Params, records: Records, times: StepTimes) -> pd.
 
     Returns:
         One row a measurement: comparison, arm, seed, phase, images_seen, train_flops, train_seconds (as
-        `train_seconds` has them), heldout_loss or, of a snapshot, distance, kid, precision and recall (the others NaN).
+        `train_seconds` has them), heldout_loss or, of a snapshot, distance and `OF_SAMPLES` (the others NaN). A measure
+        that no record has is no column; one that some have is NaN in the others.
 
     Raises:
         MaskDMError: a trial has no record, or nothing was measured, or what was is no positive number, or a phase was
@@ -236,10 +246,11 @@ def curves(name: str, params: Params, records: Records, times: StepTimes) -> pd.
                 }
             else:
                 metric = distance_metric(row)
-                found |= {key: row[key] for key in MEASURES[2:]}
+                found |= {key: row[key] for key in OF_SAMPLES if key in row}
                 found |= {"distance": _positive(row[metric], f"{where}: {metric}")}
             rows.append({"comparison": name, "arm": arm, "seed": seed, **found})
-    columns = ["comparison", "arm", "seed", "phase", "images_seen", "train_flops", "train_seconds", *MEASURES]
+    measured = [measure for measure in MEASURES if any(measure in row for row in rows)]
+    columns = ["comparison", "arm", "seed", "phase", "images_seen", "train_flops", "train_seconds", *measured]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
@@ -276,7 +287,8 @@ def trials(name: str, params: Params, records: Records, measured: pd.DataFrame) 
 
 
 def _final(curve: pd.DataFrame) -> dict[str, float]:
-    return {measure: float(curve[measure].dropna().iloc[-1]) for measure in MEASURES}
+    """The last value of each measure; NaN if the trial has none."""
+    return {measure: float(curve[measure].ffill().iloc[-1]) for measure in MEASURES if measure in curve}
 
 
 def _to_target(curve: pd.DataFrame, base: pd.DataFrame, cost: str) -> float:
@@ -316,7 +328,8 @@ def _costs(record: Record, machine: Machine | None, seconds: float) -> Row:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the order of `table`: the mean over its seeds of every measure, `<measure>_low` and `_high`.
 
-    `seeds` counts them, `seeds_at_target` those that reach the baseline's final loss.
+    `seeds` counts them, `seeds_at_target` those that reach the baseline's final loss. A measure that one of the seeds
+    lacks has no mean: over fewer seeds it would not compare with that of another arm.
 
     Args:
         table: what `trials` returns.
@@ -328,7 +341,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         row |= {"seeds": len(group), "seeds_at_target": int(np.isfinite(group["compute_to_target"]).sum())}
         for measure in table.columns.drop([*described, "seed"]):
             low, high = interval(group[measure].tolist())
-            row |= {measure: float(group[measure].mean()), f"{measure}_low": low, f"{measure}_high": high}
+            mean = float(group[measure].mean(skipna=measure not in MEASURES))
+            row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -385,6 +399,8 @@ def _reached(by_trial: Sequence[pd.DataFrame], cost: str) -> tuple[float, float]
 def metrics(means_by_arm: pd.DataFrame, metric: str) -> dict[str, dict[str, float | None]]:
     """A few numbers of each arm, for `dvc metrics`; None: not known, or infinite.
 
+    Of fidelity and diversity, density and coverage stand for all four.
+
     Args:
         means_by_arm: what `summary` returns.
         metric: the name of the distance.
@@ -392,6 +408,7 @@ def metrics(means_by_arm: pd.DataFrame, metric: str) -> dict[str, dict[str, floa
     names = {
         "heldout_loss": "heldout_loss",
         "distance": metric,
+        **{measure: measure for measure in ("density", "coverage") if measure in means_by_arm},
         **{f"compute_to_target{end}": f"compute_to_target{end}" for end in ("", "_low", "_high")},
         "train_seconds": "train_seconds",
     }

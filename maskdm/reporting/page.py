@@ -4,7 +4,7 @@ Everything here is a function of settings, records and frames: no file is read o
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +12,7 @@ import pandas as pd
 from maskdm.config.comparison import Comparison
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, FLOOR, Row, ordered_arms
+from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, FLOOR, OF_SAMPLES, Row, expected_coverage, ordered_arms
 from maskdm.runtime.units import four_digits, percent, si
 from maskdm.tracking.records import StepTimes
 
@@ -41,7 +41,7 @@ of several arms is in part lucky.
 {control}- **held-out loss**: denoising loss of the EMA weights on all tokens of fixed held-out images with fixed noise.
 - **{metric}**, **kid**: Fréchet and kernel distance between features of samples and of training images; lower is \
 better{stand_in}. **precision**: share of samples near real images; **recall**: share of real images near samples; \
-higher is better.
+higher is better.{density}
 - **removed**: the share of tokens that the masks really remove, after rounding to whole tokens or blocks; `->` \
 separates phases.
 - **seconds**: steps times seconds a step, without reading data, measuring and saving. One step of every phase of all \
@@ -50,6 +50,12 @@ is how far apart the middle half of a step's shares of a round lies: a few perce
 - **measured with**: {setup}."""
 CONTROL = """\
 - **control**: an arm without masks, in all else as its arm: steps, tokens a step, learning rates.
+"""
+DENSITY = """\
+ **density**: to how many real images a sample is near, over the same for a real image. It is 1 where both are \
+distributed alike, and can be more. **coverage**: share of real images that have a sample near them. As many samples \
+as here reach {coverage} where both are distributed alike. Near a real image is what is closer than the farthest of \
+its {nearest_k} nearest real ones; higher is better for both.\
 """
 
 
@@ -174,7 +180,7 @@ def details_table(comparison: Comparison, summary: pd.DataFrame, metric: str) ->
             "peak memory": cells("peak_memory_bytes", lambda size: si(size, "B")),
             "held-out loss": cells("heldout_loss", four_digits),
             metric: cells("distance", four_digits),
-            **{name: cells(name, "{:.3g}".format) for name in ("kid", "precision", "recall")},
+            **{name: cells(name, "{:.3g}".format) for name in OF_SAMPLES if name in summary},
         }
     )
 
@@ -262,20 +268,35 @@ def figure(path: str, comparison: Comparison) -> str:
     return f"![{stem}]({path}.png)\n\n{caption}"
 
 
-def definitions(comparison: Comparison, metric: str, times: StepTimes, measured_with: Row) -> str:
-    """What the numbers mean, once a page."""
+def definitions(params: Params, metric: str, times: StepTimes, measured_with: Row, measures: Iterable[str]) -> str:
+    """What the numbers mean, once a page.
+
+    Args:
+        params: the settings of a comparison of the page.
+        metric: the name of the distance.
+        times: what the seconds were made from.
+        measured_with: what `analysis.measured_with` returns.
+        measures: what the page shows: it may be without density and coverage.
+    """
     return DEFINITIONS.format(
         metric=metric,
         stand_in="" if metric == "fid" else f" (`{metric}` is a stand-in, not FID)",
+        density=_density(params.evaluation.nearest_k, measured_with) if "density" in measures else "",
         machine=times.machine,
         setup=_setup(measured_with),
-        control=CONTROL if comparison.controls else "",
+        control=CONTROL if params.controls else "",
     )
 
 
 def in_numbers(folder: str, names: Sequence[str]) -> str:
     """Links to the tables in a folder beside the page."""
     return "In numbers: " + ", ".join(f"[{name}]({folder}/{name})" for name in names) + "."
+
+
+def _density(nearest_k: int, row: Row) -> str:
+    """What density and coverage mean: coverage is far from 1 where samples are fewer than real images."""
+    coverage = expected_coverage(row["samples"], row["reference"], nearest_k)
+    return DENSITY.format(coverage=f"{coverage:.3g}", nearest_k=nearest_k)
 
 
 def _setup(row: Row) -> str:
@@ -320,7 +341,7 @@ def default_page(
         *comparison_blocks(params, summary, metric, figures),
         _floor(reference, metric, measured_with["samples"]),
         _compared(params, recipe, dataset, num_parameters),
-        definitions(params, metric, times, measured_with),
+        definitions(params, metric, times, measured_with, {*summary, *reference["floor"]}),
         in_numbers("default", TABLES),
     ]
     return "\n\n".join(blocks) + "\n"
@@ -358,9 +379,9 @@ def _overlap(dataset: Row) -> str:
 def _floor(reference: Row, metric: str, samples: int) -> str:
     """What the distance is between real images, and how to read it where there are fewer of them than samples."""
     floor, images = reference["floor"], reference["floor_images"] + reference["floor_training_images"]
+    others = "".join(f", {name} {floor[name]:.3g}" for name in OF_SAMPLES if name in floor)
     text = (
-        f"The floor, {FLOOR}: {metric} {four_digits(floor[metric])}, kid {floor['kid']:.3g}, precision "
-        f"{floor['precision']:.3g}, recall {floor['recall']:.3g}, of {images:,} against "
+        f"The floor, {FLOOR}: {metric} {four_digits(floor[metric])}{others}, of {images:,} against "
         f"{reference['reference_images']:,} real images."
     )
     if images >= samples:

@@ -1,7 +1,7 @@
 """The pages with their tables and figures: read what the stages left, analyse it, write."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,10 +200,16 @@ def write_study() -> None:
         f"![against](study/against.png)\n\n{study_sections.AGAINST}" if done else "",
         *(answer.section for answer in answers),
         study_sections.missing([name for name in parts if name not in {found.name for found in done}]),
-        page.definitions(done[0].params, done[0].metric, times, done[0].measured_with) if done else "",
+        define(done, times) if done else "",
         page.in_numbers("study", [f"{name}.csv" for name in TABLES]) if done else "",
     ]
     write_text(REPORTS / "study.md", "\n\n".join(filter(None, blocks)) + "\n")
+
+
+def define(done: Sequence[Analysed], times: StepTimes) -> str:
+    """What the numbers of all parts mean."""
+    first, measures = done[0], {str(column) for found in done for column in found.arms}
+    return page.definitions(first.params, first.metric, times, first.measured_with, measures)
 
 
 def write_part(part: Part, found: Analysed) -> page.Answer:

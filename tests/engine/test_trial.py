@@ -12,7 +12,8 @@ from maskdm.config.comparison import Phase
 from maskdm.config.masks import PatchMask
 from maskdm.engine.project import Project
 from maskdm.engine.stages import evaluate, finetune, pretrain
-from maskdm.engine.trial import run_trial, trial_identity, trial_plans
+from maskdm.engine.train import Timing
+from maskdm.engine.trial import JUDGED, finish, open_record, run_trial, trial_identity, trial_plans
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.processes import ALONE
 from maskdm.tracking.records import read_records
@@ -53,12 +54,24 @@ def test_a_trial_spends_its_budget_and_is_judged_at_its_snapshots(project: Proje
     assert {row["phase"] for row in losses} == {0, 1}
     assert [row["fraction"] for row in judged] == [0.5, 1.0]
     assert record.summary["train_flops"] == pytest.approx(trial.params.budget.train_flops, rel=0.0025)
-    assert record.summary["fd_effnet_lite0"] == judged[-1]["fd_effnet_lite0"]
+    for name in ("fd_effnet_lite0", *JUDGED):
+        assert record.summary[name] == judged[-1][name]
     ((read, machine),) = [pair for pair in read_records(Path(), ("study",)) if pair[0].key == record.key]
     assert read == record
     assert machine is not None
     assert machine.seconds == pytest.approx(sorted(machine.seconds[: len(losses)]) + machine.seconds[len(losses) :])
     assert not list(Path("work/trials").glob("*/state")), "nothing is left to resume"
+
+
+def test_a_snapshot_that_an_older_version_judged_keeps_what_that_measured(project: Project) -> None:
+    """A trial was killed after its last snapshot was judged, and goes on with a version that measures more."""
+    trial = of(project, "patches", MASKED)
+    record = open_record(trial, "study", "old/patches-1", judged=True)
+    trained = {"images_seen": 64, "train_flops": 1e9, "loss": 0.5, "heldout_loss": 0.25}
+    measured = {"fd_effnet_lite0": 9.0, "kid": 0.5, "precision": 0.5, "recall": 0.5}
+    judged = {"images_seen": 64, "train_flops": 1e9, **measured}
+    found = finish(trial, record, [trained], Timing("2026-01-02T03:04:05+00:00", None, [1.0]), [judged]).record
+    assert found.summary == trained | measured
 
 
 def test_the_stages_of_params_yaml_make_the_trial_that_a_study_makes(project: Project) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from cleanfid.fid import frechet_distance as clean_frechet_distance
 from cleanfid.fid import kernel_distance as clean_kernel_distance
+from prdc import compute_prdc
 from ruamel.yaml import YAML
 from sklearn.neighbors import NearestNeighbors
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -24,6 +25,7 @@ from maskdm.evaluation.metrics import (
     ReferenceKey,
     build_reference,
     compare,
+    fidelity_and_diversity,
     floor,
     floor_counts,
     floor_images,
@@ -31,7 +33,6 @@ from maskdm.evaluation.metrics import (
     kid,
     load_reference,
     neighbour_radii,
-    precision_recall,
     statistics,
 )
 from maskdm.runtime.errors import MaskDMError
@@ -133,40 +134,78 @@ def test_kid_of_float32_features_is_that_of_float64(monkeypatch: pytest.MonkeyPa
     assert abs(exact) > 1e-3
 
 
-# --- precision and recall ---------------------------------------------------------------------------------
+# --- precision, recall, density and coverage --------------------------------------------------------------
 
 
-def manifold(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return features, neighbour_radii(features, 3)
+def lie(samples: np.ndarray, real: np.ndarray, nearest_k: int = 3) -> dict[str, float]:
+    """How samples lie among real images."""
+    own, reference = ((features, neighbour_radii(features, nearest_k)) for features in (samples, real))
+    return fidelity_and_diversity(own, reference, nearest_k)
 
 
-def test_precision_and_recall_are_one_for_a_set_and_itself() -> None:
-    features = gaussian(80)
-    assert precision_recall(manifold(features), manifold(features)) == (1, 1)
+def within(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Whether each point is in the ball of each centre, bool [points, centres]."""
+    radii = NearestNeighbors(n_neighbors=4).fit(centres).kneighbors(centres)[0][:, -1]  # itself and 3 more
+    inside: np.ndarray = np.linalg.norm(points[:, None] - centres[None], axis=2) < radii
+    return inside
 
 
-def test_precision_and_recall_are_zero_far_apart() -> None:
-    assert precision_recall(manifold(gaussian(80)), manifold(gaussian(80, shift=1000, seed=1))) == (0, 0)
+def test_a_set_lies_among_itself_as_it_should() -> None:
+    found = lie(gaussian(80), gaussian(80))
+    density = found.pop("density")
+    assert found == {"precision": 1, "recall": 1, "coverage": 1}
+    assert density == pytest.approx(1, abs=0.05)  # rounding takes a few third neighbours in from the edge
 
 
-def test_one_mode_of_two_has_precision_but_half_the_recall() -> None:
+def test_sets_far_apart_have_nothing_in_common() -> None:
+    found = lie(gaussian(80), gaussian(80, shift=1000, seed=1))
+    assert found == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+def test_one_mode_of_two_has_fidelity_but_half_the_diversity() -> None:
     left, right = gaussian(100), gaussian(100, shift=1000, seed=1)
-    precision, recall = precision_recall(manifold(left), manifold(np.concatenate([left, right])))
-    assert precision == 1
-    assert recall == pytest.approx(0.5)
+    found = lie(left, np.concatenate([left, right]))
+    assert found["precision"] == 1
+    assert found["density"] == pytest.approx(1, abs=0.05)
+    assert found["recall"] == found["coverage"] == pytest.approx(0.5)
 
 
-def test_precision_and_recall_agree_with_nearest_neighbours() -> None:
+def test_samples_that_crowd_where_real_images_are_dense_have_a_density_above_one() -> None:
+    real = gaussian(300)
+    crowd = np.repeat(real.mean(axis=0, keepdims=True), 50, axis=0) + 1e-3 * gaussian(50, seed=1)
+    found = lie(crowd, real)
+    assert found["density"] > 2
+    assert found["coverage"] < 0.2
+
+
+@pytest.mark.parametrize(("samples", "real"), [(600, 600), (200, 1000), (1000, 200)])
+def test_of_one_distribution_density_is_about_one_and_coverage_what_the_counts_allow(samples: int, real: int) -> None:
+    found = lie(gaussian(samples, seed=1), gaussian(real))
+    assert found["density"] == pytest.approx(1, abs=0.1)
+    all_three_nearest_are_real = (real / (samples + real)) ** 3
+    assert found["coverage"] == pytest.approx(1 - all_three_nearest_are_real, abs=0.05)
+
+
+def test_one_stray_sample_makes_recall_and_not_coverage() -> None:
+    """Its ball holds all that is as near to it as the samples are: why Naeem et al. measure near by real images."""
+    real, samples = gaussian(200, shift=20), gaussian(100, seed=1)
+    stray = np.concatenate([samples, gaussian(1, shift=12, seed=2)])
+    assert lie(samples, real)["recall"] == 0
+    assert lie(stray, real)["recall"] == 1
+    assert lie(stray, real)["coverage"] == 0
+
+
+def test_they_agree_with_nearest_neighbours() -> None:
     samples, real = gaussian(70, shift=0.7, seed=1).astype(np.float64), gaussian(90).astype(np.float64)
-
-    def share_covered(points: np.ndarray, centres: np.ndarray) -> float:
-        radii = NearestNeighbors(n_neighbors=4).fit(centres).kneighbors(centres)[0][:, -1]  # itself and 3 more
-        distances = np.linalg.norm(points[:, None] - centres[None], axis=2)
-        return float((distances <= radii).any(axis=1).mean())
-
-    expected = share_covered(samples, real), share_covered(real, samples)
-    assert 0 < expected[0] < 1
-    assert precision_recall(manifold(samples), manifold(real)) == pytest.approx(expected, abs=1e-12)
+    inside = within(samples, real)
+    expected = {
+        "precision": inside.any(axis=1).mean(),
+        "recall": within(real, samples).any(axis=1).mean(),
+        "density": inside.sum() / (3 * 70),
+        "coverage": inside.any(axis=0).mean(),
+    }
+    assert 0 < expected["precision"] < 1
+    assert lie(samples, real) == pytest.approx(expected, abs=1e-12)
 
 
 def test_precision_and_recall_are_torch_fidelitys_over_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +214,20 @@ def test_precision_and_recall_are_torch_fidelitys_over_several_blocks(monkeypatc
     expected = prc_features_to_metric(
         torch.from_numpy(samples).double(), torch.from_numpy(real).double(), prc_neighborhood=3, verbose=False
     )
-    precision, recall = precision_recall(manifold(samples), manifold(real))
+    found = lie(samples, real)
+    precision, recall = found["precision"], found["recall"]
     assert 0.05 < precision < recall < 0.95 or 0.05 < recall < precision < 0.95
     assert precision == pytest.approx(expected["precision"], abs=1e-6)  # torch-fidelity averages in float32
     assert recall == pytest.approx(expected["recall"], abs=1e-6)
+
+
+@pytest.mark.parametrize("nearest_k", [1, 3, 5])
+def test_they_are_those_of_the_authors_over_several_blocks(nearest_k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", 100)
+    samples, real = gaussian(230, shift=0.5, seed=1), gaussian(350)
+    expected = compute_prdc(real.astype(np.float64), samples.astype(np.float64), nearest_k)
+    assert all(0.05 < value < 0.95 for value in expected.values())
+    assert lie(samples, real, nearest_k) == pytest.approx(expected, abs=1e-12)
 
 
 # --- all of them ------------------------------------------------------------------------------------------
@@ -206,7 +255,7 @@ def test_metrics_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_only_inceptions_distance_is_called_fid() -> None:
     reference = reference_of(gaussian(50))
     inception = replace(reference, key=replace(reference.key, extractor="inception"))
-    others = {"kid", "precision", "recall"}
+    others = {"kid", "precision", "recall", "density", "coverage"}
     assert compare(gaussian(30), reference, evaluation(), seed=0).keys() == {"fd_effnet_lite0", *others}
     assert compare(gaussian(30), inception, evaluation(), seed=0).keys() == {"fid", *others}
 

@@ -27,6 +27,7 @@ from tests.comparison import (
     analysed,
     make_records,
     make_times,
+    of_before,
     settings,
 )
 
@@ -118,6 +119,19 @@ def test_the_agreement_of_the_seeds_is_that_of_friedmans_test() -> None:
     friedman = stats.friedmanchisquare(*values.T)
     assert agreement == pytest.approx(friedman.statistic / (12 * 5))
     assert chance == pytest.approx(friedman.pvalue, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "nearest_k", "expected"),
+    [
+        (2, 3, 1, 1 / 2),  # beside a real image there are 2 real ones and 2 samples
+        (2, 3, 2, 1 - 2 / 4 * 1 / 3),
+        (1000, 10_000, 3, 0.2487),
+        (50_000, 50_000, 5, 1 - 2**-5),
+    ],
+)
+def test_coverage_is_what_the_counts_allow(samples: int, reference: int, nearest_k: int, expected: float) -> None:
+    assert analysis.expected_coverage(samples, reference, nearest_k) == pytest.approx(expected, abs=1e-4)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------
@@ -217,6 +231,36 @@ def test_no_wall_time_moves_a_number_or_a_word(random: Random) -> None:
         columns = [column for column in one if not column.startswith("peak_memory_bytes")]
         pd.testing.assert_frame_equal(one[columns], other[columns])
     assert page.headline(params, found.arms, "squares") == page.headline(params, usual.arms, "squares")
+
+
+# --- records of before density and coverage -----------------------------------------------------------------------
+
+
+def test_a_measure_that_no_record_has_is_no_column(params: Params) -> None:
+    usual = analysed(params)
+    found = analysed(params, [(of_before(record), machine) for record, machine in make_records(params)])
+    for name in ("curves", "trials", "arms"):
+        frame = getattr(usual, name)
+        later = [column for column in frame if column.startswith(("density", "coverage"))]
+        assert later
+        pd.testing.assert_frame_equal(getattr(found, name), frame.drop(columns=later))
+    assert not any(row.keys() & {"density", "coverage"} for row in analysis.metrics(found.arms, found.metric).values())
+
+
+def test_an_arm_of_which_a_seed_lacks_a_measure_has_no_mean_of_it(params: Params) -> None:
+    records = [
+        (of_before(record) if record.key in ("crop3/2", "scratch/1") else record, machine)
+        for record, machine in make_records(params)
+    ]
+    found = analysed(params, records)
+    table = found.trials.set_index(["arm", "seed"])
+    assert [table[measure]["crop3", 1] for measure in ("density", "coverage")] == [0.8, 0.2]
+    arms = found.arms.set_index("arm")
+    for measure in ("density", "coverage"):
+        assert arms[arms[measure].isna()].index.tolist() == ["scratch", "crop3"]
+        assert arms[f"{measure}_low"].isna().tolist() == arms[measure].isna().tolist()
+    assert analysis.metrics(found.arms, found.metric)["crop3"]["density"] is None
+    assert arms["precision"].notna().all()
 
 
 # --- trials -----------------------------------------------------------------------------------------------------
@@ -338,6 +382,7 @@ def test_the_metrics_are_plain_numbers(params: Params) -> None:
     assert list(found) == ORDER
     assert found["block90"]["train_seconds"] == 450
     assert found["block90"].keys() >= {"heldout_loss", "fd_effnet_lite0", "compute_to_target_low"}
+    assert (found["block90"]["density"], found["block90"]["coverage"]) == (0.8, 0.2)
     assert found["crop3"]["compute_to_target"] is None
     assert found["crop3"]["compute_to_target_low"] == pytest.approx(0.98, abs=0.02)
     assert all(value is None or math.isfinite(value) for row in found.values() for value in row.values())

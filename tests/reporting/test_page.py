@@ -25,8 +25,10 @@ from tests.comparison import (
     analysed,
     make_records,
     make_times,
+    of_before,
     run_stage,
     settings,
+    without,
     write_project,
 )
 
@@ -157,8 +159,13 @@ def test_what_is_clear_is_said_by_both_measures(params: Params) -> None:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def whole_page(params: Params, dataset: dict[str, Any] = DATASET, reference: dict[str, Any] = REFERENCE) -> str:
-    found, recipe = analysed(params), Recipe.model_validate(RECIPE)
+def whole_page(
+    params: Params,
+    dataset: dict[str, Any] = DATASET,
+    reference: dict[str, Any] = REFERENCE,
+    records: analysis.Records | None = None,
+) -> str:
+    found, recipe = analysed(params, records), Recipe.model_validate(RECIPE)
     drawn = [f"default/{name}" for name in page.CAPTIONS]
     return page.default_page(
         params,
@@ -199,7 +206,12 @@ def test_the_page_names_what_was_compared_and_how_it_was_measured(params: Params
     assert "a CPU, 2 cores; commit `0123456`; spread 3 %" in text
     assert "with each of the seeds 1, 2, 3, 4" in text
     assert "8x8 tokens), 604.4 k parameters" in text
-    assert "The floor, real vs real: fd_effnet_lite0 80.25, kid -0.00012" in text
+    assert (
+        "The floor, real vs real: fd_effnet_lite0 80.25, kid -0.00012, precision 0.91, recall 0.9, density 0.99, "
+        "coverage 0.24, of 1,000 against 10,000 real images." in text
+    )
+    assert "As many samples as here reach 0.249 where both are distributed alike." in text
+    assert "the farthest of its 3 nearest real ones" in text
     assert (
         "extractor effnet_lite0 at 96 px; 1,000 samples against 10,000 training images; ddim, 25 steps, eta 0" in text
     )
@@ -213,9 +225,9 @@ def test_the_page_names_what_was_compared_and_how_it_was_measured(params: Params
 
 def test_fid_is_no_stand_in_and_without_controls_none_is_explained(params: Params) -> None:
     setup = analysed(params).measured_with
-    assert "stand-in" not in page.definitions(params, "fid", make_times(params), setup)
+    assert "stand-in" not in page.definitions(params, "fid", make_times(params), setup, analysis.MEASURES)
     bare = only("scratch", "crop3")
-    assert "**control**" not in page.definitions(bare, "fid", make_times(params), setup)
+    assert "**control**" not in page.definitions(bare, "fid", make_times(params), setup, analysis.MEASURES)
     assert "dashed" in page.figure("default/curves", params)
     assert "dashed" not in page.figure("study/part_curves", bare)
 
@@ -233,6 +245,24 @@ def test_the_page_says_whether_held_out_images_are_in_training(
     params: Params, duplicates: dict[str, int] | None, says: str
 ) -> None:
     assert says in whole_page(params, DATASET | ({"duplicates": duplicates} if duplicates else {}))
+
+
+def test_the_table_ends_with_the_measures_of_samples_and_a_dash_where_a_record_lacks_one(params: Params) -> None:
+    old = [(of_before(record) if record.arm == "crop3" else record, own) for record, own in make_records(params)]
+    tables = [block for block in whole_page(params, records=old).split("\n\n") if block.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[-6:-1]] for line in tables[1].splitlines())
+    assert head == ["kid", "precision", "recall", "density", "coverage"]
+    assert [row[1:] for row in rows] == [["0.6", "0.4", "0.8", "0.2"]] * 4 + [["0.6", "0.4", "-", "-"]]
+
+
+def test_records_of_before_density_and_coverage_have_the_page_that_they_had(params: Params) -> None:
+    old = [(of_before(record), machine) for record, machine in make_records(params)]
+    floor = without(REFERENCE["floor"], "density", "coverage")
+    text = whole_page(params, reference=REFERENCE | {"floor": floor}, records=old)
+    assert "recall 0.9, of 1,000 against 10,000 real images." in text
+    assert "**recall**: share of real images near samples; higher is better.\n- **removed**" in text
+    assert not any(word in text for word in ("density", "coverage", "nan"))
+    assert "**density**" in whole_page(params, records=old), "the floor has it"
 
 
 # --- the stage ------------------------------------------------------------------------------------------------------
@@ -271,6 +301,18 @@ def test_the_files_hold_the_frames(run: Path, params: Params) -> None:
     folder = run / "reports" / "default" / "metrics"
     numbers = {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
     assert numbers == analysis.metrics(found.arms, "fd_effnet_lite0")
+
+
+def test_the_stage_takes_records_of_before_density_and_coverage(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_project(tmp_path, settings(), [(of_before(record), machine) for record, machine in make_records(params)])
+    monkeypatch.chdir(tmp_path)
+    report.write_default()
+    folder = tmp_path / "reports" / "default"
+    names = {path.name for path in folder.iterdir()}
+    assert names - {"metrics"} == {f"{name}.png" for name in page.CAPTIONS} | set(page.TABLES)
+    assert "density" not in pd.read_csv(folder / "trials.csv")
 
 
 def test_a_comparison_without_masks_has_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +386,7 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
         params = Part.model_validate(parts[name]).params(own)
         for record, machine in make_records(params, name=name):
             assert machine is not None
-            write_record(run, record, machine)
+            write_record(run, of_before(record) if name == "first" else record, machine)
         seconds |= make_times(params, name).seconds
     write_step_times(run / "records" / "study_step_time.json", replace(make_times(own), seconds=seconds))
     monkeypatch.setattr(sys, "argv", ["report", "--study"])
@@ -363,6 +405,8 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     assert names == pictures | {"arms.csv", "trials.csv"}
     table = pd.read_csv(run / "reports" / "study" / "trials.csv")
     assert table["comparison"].value_counts().to_dict() == {"first": 20, "second": 20}
+    assert table.groupby("comparison")["density"].count().to_dict() == {"first": 0, "second": 20}
+    assert text.count("density |") == text.count("**density**") == 1
     assert all(f"(study/{name})" in text for name in names)
 
 

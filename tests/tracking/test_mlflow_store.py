@@ -45,6 +45,8 @@ EVALUATION: list[dict[str, Any]] = [
         "kid": 0.1 / fraction,
         "precision": 0.5,
         "recall": 0.25,
+        "density": 0.75,
+        "coverage": 0.125,
         "samples": 1000,
         "reference": 10000,
         "sampler": "ddim",
@@ -57,6 +59,7 @@ EVALUATION: list[dict[str, Any]] = [
     for fraction in (0.5, 1.0)
 ]
 COMPARED = ("heldout_loss", "fd_effnet_lite0", "kid")
+OF_SAMPLES = ("fd_effnet_lite0", "kid", "precision", "recall", "density", "coverage")
 MACHINE = Machine(
     started_at="2026-01-02T03:04:05+00:00",
     git={"commit": "c0ffee", "branch": "trunk", "dirty": True},
@@ -94,7 +97,7 @@ def measured(arm: str, seed: int = 0, factor: float = 1.0, **changes: Any) -> Re
         {name: value * factor if name in COMPARED else value for name, value in row.items()}
         for row in (*TRAINING, *EVALUATION)
     ]
-    summary = {name: rows[-1][name] for name in ("fd_effnet_lite0", "kid", "precision", "recall")}
+    summary = {name: rows[-1][name] for name in OF_SAMPLES}
     summary |= {name: rows[39][name] for name in ("heldout_loss", "images_seen", "train_flops")}
     return replace(trial(arm, seed), summary=summary, history=rows, **changes)
 
@@ -145,7 +148,7 @@ def expected(rows: list[dict[str, Any]], metrics: tuple[str, ...], compared: tup
 
 LOGGED = ("images_seen", "train_flops", "loss", "lr", "grad_norm", "heldout_loss")
 WHOLE_TRAINING = expected(TRAINING, LOGGED, compared=("heldout_loss",))
-JUDGED = expected(EVALUATION, ("fd_effnet_lite0", "kid", "precision", "recall"), compared=("fd_effnet_lite0", "kid"))
+JUDGED = expected(EVALUATION, OF_SAMPLES, compared=("fd_effnet_lite0", "kid"))
 WHOLE_TRIAL = WHOLE_TRAINING | JUDGED
 MACHINE_METRICS = {"stage_seconds": [(0, 20.0)], "images_per_second": [(0, 32.0)]}
 
@@ -255,8 +258,7 @@ def test_training_is_logged_against_images_and_compute(project: Path) -> None:
 def test_the_settings_of_a_measurement_are_no_metrics(project: Path) -> None:
     with live(project, "measured") as run:
         run.log_history(EVALUATION)
-    metrics = ("images_seen", "train_flops", "fd_effnet_lite0", "kid", "precision", "recall")
-    wanted = expected(EVALUATION, metrics, compared=("fd_effnet_lite0", "kid"))
+    wanted = expected(EVALUATION, ("images_seen", "train_flops", *OF_SAMPLES), compared=("fd_effnet_lite0", "kid"))
     assert series(project, "measured, seed 0") == wanted
 
 
@@ -521,11 +523,23 @@ def test_the_run_of_an_arm_holds_the_means_of_its_trials(clone: Path, project: P
     assert found.data.metrics["fd_effnet_lite0_sd"] == pytest.approx(2**0.5 * 10)
     assert found.data.metrics["heldout_loss"] == pytest.approx(2 * 1.5 / 40)
     assert (found.data.metrics["recall"], found.data.metrics["images_seen"]) == (0.25, 25600)
+    assert (found.data.metrics["density"], found.data.metrics["coverage"]) == (0.75, 0.125)
     curve = {step: 2 * value for step, value in WHOLE_TRIAL["heldout_loss_by_gflops"]}
     assert dict(series(project, arm)["heldout_loss_by_gflops"]) == pytest.approx(curve)
     assert "loss" not in found.data.metrics
     assert found.data.params == {name: str(value) for name, value in PARAMS.items() if name != "seed"} | {"arm": arm}
     assert data_set(found)[0] == "digits"
+
+
+def test_a_measure_that_a_trial_lacks_has_no_mean(clone: Path, project: Path) -> None:
+    old = measured(clone.name, 1)
+    history = [{name: value for name, value in row.items() if name != "density"} for row in old.history]
+    write(clone, measured(clone.name, 0), replace(old, history=history))
+    mlflow_store.summarise(clone, "default")
+    found = run_of(project, clone.name).data.metrics
+    assert found["seeds"] == 2
+    assert "density" not in found
+    assert found["coverage"] == 0.125
 
 
 def test_to_summarise_again_changes_nothing(clone: Path, project: Path) -> None:
@@ -592,7 +606,8 @@ def test_the_experiment_explains_itself_and_has_a_view(project: Path) -> None:
     assert "means over the seeds" in experiment.tags["mlflow.note.content"]
     view = json.loads(experiment.tags["mlflow.sharedViewState.arms"])
     assert view["name"] == "Arms"
-    assert "metrics.`heldout_loss`" in json.loads(view["state"])["selectedColumns"]
+    columns = json.loads(view["state"])["selectedColumns"]
+    assert {f"metrics.`{name}`" for name in ("heldout_loss", *OF_SAMPLES)} <= set(columns)
 
 
 # --- sync ---------------------------------------------------------------------------------------------------
