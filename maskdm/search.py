@@ -11,7 +11,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from maskdm.config.comparison import Phase, methods_in_words
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio
 from maskdm.config.params import Search, SearchSpace
+from maskdm.config.tuning import Dimension
 from maskdm.runtime.errors import DivergedError, MaskDMError, StoppedEarly
 from maskdm.runtime.files import sqlite_url
 
@@ -39,6 +40,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RANDOM_TRIALS = 8  # drawn at random; the others by TPE
 DRAWING = (RANDOM_TRIALS, optuna.__version__)  # what decides which trials are drawn, beside the settings and the seed
 DATABASE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+START_TRIALS = 4  # of a tuning: drawn at random
+WORST = 1e3  # what a training that diverged counts as: a Gaussian process takes no infinity
 WHOLE = 1000  # the step of a trial's end: steps are permille of its compute
 WAIT_SECONDS = 0.5
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 60  # on a server: when a worker that is silent counts as dead
@@ -347,6 +350,44 @@ def _draw(study: optuna.Study, trial: Trial, search: Search, grid: Grid, seed: i
     phases = suggest(trial, search.space, grid)
     pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS, n_warmup_steps=round(WHOLE * search.space.share[1]))
     return Attempt(trial, phases, earlier, pruner)
+
+
+# --- the settings of one arm --------------------------------------------------------------------------------
+
+
+class Chooser:
+    """Chooses the settings of one trial after another, by what the ones before came to (a Gaussian process).
+
+    Args:
+        space: what each setting is chosen from. The first trial has the `first` of each.
+        seed: of the draws.
+    """
+
+    def __init__(self, space: Mapping[str, Dimension], seed: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_TRIALS, deterministic_objective=False)
+        self.study = optuna.create_study(sampler=sampler)
+        self.study.enqueue_trial({path: dimension.first for path, dimension in space.items()})
+        self.space = space
+
+    def ask(self) -> dict[str, Any]:
+        """The settings of the next trial: a value for each key of the space."""
+        self.trial = self.study.ask()
+        return {path: _choose(self.trial, path, dimension) for path, dimension in self.space.items()}
+
+    def tell(self, loss: float) -> None:
+        """What that trial came to; infinity: it diverged."""
+        self.study.tell(self.trial, loss if math.isfinite(loss) else WORST)
+
+
+def _choose(trial: BaseTrial, path: str, dimension: Dimension) -> Any:
+    if dimension.choices is not None:
+        return trial.suggest_categorical(path, list(dimension.choices))
+    assert dimension.low is not None
+    assert dimension.high is not None
+    value = trial.suggest_float(path, dimension.low, dimension.high, log=dimension.log)
+    return float(f"{value:.3g}")  # what a settings file would say
 
 
 # --- results ------------------------------------------------------------------------------------------------

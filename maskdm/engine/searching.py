@@ -5,7 +5,6 @@ default and scratch with seeds that the search never saw.
 """
 
 import os
-import shutil
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from maskdm.config.params import BUDGET_TOLERANCE, Params
 from maskdm.config.params import Search as SearchSettings
 from maskdm.config.reading import load_block, load_params
 from maskdm.engine.project import Project, identity
-from maskdm.engine.trial import run_trial, trial_identity, work_of
+from maskdm.engine.trial import recorded, run_trial
 from maskdm.engine.workers import end_with_parent, visible_gpus
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
@@ -50,7 +49,7 @@ from maskdm.search import (
     trials_frame,
 )
 from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Record, Stage, fold_records, read_record
+from maskdm.tracking.records import Stage, fold_records
 from maskdm.training.loop import Row
 from maskdm.training.plan import plan_finetune
 
@@ -260,7 +259,7 @@ def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, 
                 return
             done = first_trials(study, params.search.trials)
             for key, project in list(found.confirmations(done).items())[index::workers]:
-                if recorded(found, project, key, judged=True) is None:
+                if recorded(found.place.stage, project, key, judged=True) is None:
                     run_trial(project, found.place.stage, key, judged=True)
 
 
@@ -277,22 +276,15 @@ def train_trial(found: Search, attempt: Attempt) -> float:
             told.add(share)
             attempt.report(share, row["heldout_loss"])
 
-    known = recorded(found, project, key, judged=False)  # of a worker that was killed before it told the study, say
+    known = recorded(
+        found.place.stage, project, key, judged=False
+    )  # of a worker that was killed before it told the study, say
     if known:
         for row in known.history:
             watch(row)
         return float(known.summary["heldout_loss"])
     extra = {f"search.{name}": value for name, value in attempt.trial.params.items()}
     return float(run_trial(project, found.place.stage, key, False, watch, extra).record.summary["heldout_loss"])
-
-
-def recorded(found: Search, project: Project, key: str, judged: bool) -> Record | None:
-    """The record of a trial, if there is one of just these settings and data."""
-    known, trial = read_record(ROOT, found.place.stage, key), trial_identity(project, judged)
-    if known is None or known[0].identity != trial:
-        return None
-    shutil.rmtree(work_of(trial), ignore_errors=True)  # left by a kill just after the record was written
-    return known[0]
 
 
 # --- results ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from maskdm.engine.project import Project, arm_settings, exclusive, identity, in
 from maskdm.runtime.errors import DivergedError, StoppedEarly
 from maskdm.runtime.paths import ROOT
 from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Machine, Record, Stage, distance_metric, write_record
+from maskdm.tracking.records import Machine, Record, Stage, distance_metric, read_record, write_record
 from maskdm.training.checkpoint import save_snapshot, snapshot_folder
 from maskdm.training.loop import Row
 from maskdm.training.plan import PhasePlan, arm_plans, peak_memory_bytes
@@ -108,6 +108,15 @@ def run_trial(
             run.log_machine(result.machine)
         write_record(ROOT, result.record, result.machine)  # last: who finds it takes the trial for done
     return result
+
+
+def recorded(stage: Stage, project: Project, key: str, judged: bool) -> Record | None:
+    """The record of a trial, if there is one of just these settings and data."""
+    known, trial = read_record(ROOT, stage, key), trial_identity(project, judged)
+    if known is None or known[0].identity != trial:
+        return None
+    shutil.rmtree(work_of(trial), ignore_errors=True)  # left by a kill just after the record was written
+    return known[0]
 
 
 def work_of(trial: str) -> Path:

@@ -57,7 +57,13 @@ def visible_gpus() -> list[str]:
 
 
 def run_all(
-    function: Callable[[T], R], tasks: Sequence[T], workers: int, unit: str, bar: WorkBar | None = None, gpus: int = 1
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    workers: int,
+    unit: str,
+    bar: WorkBar | None = None,
+    gpus: int = 1,
+    threads: int | None = None,
 ) -> Iterator[R]:
     """What `function(task)` returns for every task, as they end, `workers` at a time.
 
@@ -70,13 +76,14 @@ def run_all(
         unit: what a task is called.
         bar: what shows how far they are; without one, they are counted.
         gpus: of each task, on a machine that has some.
+        threads: of each task; None: its share of the cores. They decide how numbers are rounded.
 
     Raises:
         MaskDMError: a process was killed, so that it could not say why.
     """
     load_libraries()
     context, groups = get_context("forkserver"), _groups(visible_gpus(), gpus)
-    threads = max(1, count_cores() // workers)
+    threads = threads or max(1, count_cores() // workers)
     waiting, running, free = list(enumerate(tasks)), dict[Any, _Running](), list(range(workers))
     bar = bar or WorkBar(f"{unit}s", [1.0] * len(tasks))
     with TemporaryDirectory(prefix="maskdm-") as folder:

@@ -26,7 +26,7 @@ from maskdm.runtime.units import percent
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["default", "study", "search", "large_search"]
+Stage = Literal["default", "study", "search", "large_search", "tuning"]
 LINE_REMEDY = "restore the file with git, or delete the line, and what it records is done again"
 # A change there does not change what a run computes.
 WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")

@@ -14,6 +14,7 @@ SOURCES = {
     "study": "study/dvc.yaml:part@{folder}",
     "search": "dvc.yaml:search",
     "large_search": "study/dvc.yaml:large_search",
+    "tuning": "study/dvc.yaml:tuning",
 }
 
 
@@ -68,7 +69,9 @@ class Subject:
     @property
     def is_attempt(self) -> bool:
         """Whether it is one of the many trials of a search, which differ in more than the seed."""
-        return self.record.stage in {"search", "large_search"} and self._folder == "trials"
+        return self.record.stage == "tuning" or (
+            self.record.stage in {"search", "large_search"} and self._folder == "trials"
+        )
 
     @property
     def params(self) -> dict[str, Any]:
@@ -87,7 +90,7 @@ class Subject:
     @property
     def _title(self) -> str:
         """Of the comparison; that of `params.yaml` needs none."""
-        titles = {"default": "", "study": self._folder}
+        titles = {"default": "", "study": self._folder, "tuning": f"tuning {self._folder}"}
         return titles.get(self.record.stage, self.record.stage.replace("_", " "))
 
 

@@ -1,0 +1,88 @@
+"""Tuning through its real entry point, at toy scale."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from maskdm.tracking.records import read_records
+from tests.pipeline.test_study import DENSE, MASKED, run
+from tests.workspace import ENVIRONMENT, make_workspace, write_params
+
+RATE = {"rate": {"first": 1.0, "low": 0.3, "high": 3.0, "log": True}}
+SCHEDULE = {"recipe.optimisation.decay": {"first": 0.3, "choices": [0.1, 0.3, 0.9]}}
+ARMS: dict[str, Any] = {
+    "scratch": {"arm": [DENSE], "space": RATE | SCHEDULE},
+    "patches": {"arm": [MASKED, DENSE], "space": RATE},
+}
+
+
+def write_tunings(folder: Path, trials: int) -> None:
+    tunings = {"seed": 9, "train_flops": 4e9, "trials": trials, "arms": ARMS}
+    with (folder / "study" / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump({"tunings": json.loads(json.dumps(tunings))}, file)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune")
+    make_workspace(folder, "smoke")
+    write_params(folder)
+    run(folder, "prepare")
+    write_tunings(folder, trials=3)
+    run(folder, "tune", "--workers", "2")
+    return folder
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "reports" / "study" / "tuning.csv")
+
+
+def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
+    found = table(project)
+    assert found.groupby("arm").size().to_dict() == {"scratch": 3, "patches": 3}
+    assert found.loc[found["trial"] == 0, "rate"].tolist() == [1.0, 1.0]
+    records = [record for record, _ in read_records(project, ("tuning",))]
+    assert sorted(record.key for record in records) == [
+        f"{arm}/0{n}" for arm in ("patches", "scratch") for n in range(3)
+    ]
+    for record in records:
+        assert record.summary["train_flops"] == pytest.approx(4e9, rel=0.0025)
+        row = found[(found["arm"] == record.arm) & (found["trial"] == int(record.key[-2:]))].iloc[0]
+        assert row["heldout_loss"] == pytest.approx(record.summary["heldout_loss"])
+        assert row["rate"] == record.params["tuning.rate"]
+
+
+def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")}
+    run(project, "tune", "--workers", "1")
+    assert {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")} == before
+    first = table(project)
+    write_tunings(project, trials=4)
+    run(project, "tune", "--workers", "2")
+    more = table(project)
+    pd.testing.assert_frame_equal(more[more["trial"] < 3].reset_index(drop=True), first)
+
+
+def test_a_killed_tuning_ends_as_a_whole_one(project: Path, tmp_path: Path) -> None:
+    make_workspace(tmp_path, "smoke")
+    write_params(tmp_path)
+    run(tmp_path, "prepare")
+    write_tunings(tmp_path, trials=3)
+    command = [sys.executable, "-m", "pipeline.tune", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "records").rglob("*02.json")) and process.poll() is None:
+        if len(list((tmp_path / "records").rglob("0*.json"))) >= 3:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.05)
+    process.wait()
+    run(tmp_path, "tune", "--workers", "2")
+    whole = table(project)
+    pd.testing.assert_frame_equal(table(tmp_path), whole[whole["trial"] < 3].reset_index(drop=True))
