@@ -50,9 +50,8 @@ def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
     assert found.groupby("arm").size().to_dict() == {"scratch": 3, "patches": 3}
     assert found.loc[found["trial"] == 0, "rate"].tolist() == [1.0, 1.0]
     records = [record for record, _ in read_records(project, ("tuning",))]
-    assert sorted(record.key for record in records) == [
-        f"{arm}/0{n}" for arm in ("patches", "scratch") for n in range(3)
-    ]
+    keys = [f"{arm}/0{number}" for arm in ("patches", "scratch") for number in range(3)]
+    assert sorted(record.key for record in records) == keys
     for record in records:
         assert record.summary["train_flops"] == pytest.approx(4e9, rel=0.0025)
         row = found[(found["arm"] == record.arm) & (found["trial"] == int(record.key[-2:]))].iloc[0]
