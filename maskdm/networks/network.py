@@ -31,6 +31,28 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
         """Tokens of a whole image."""
         return self.grid[0] * self.grid[1]
 
+    def _set_up(self, image_size: tuple[int, int], patch_size: int, in_channels: int, num_classes: int | None) -> None:
+        """Note the sizes of tokens and the number of labels.
+
+        Raises:
+            ValueError: `patch_size` does not divide `image_size`.
+        """
+        if image_size[0] % patch_size or image_size[1] % patch_size:
+            raise ValueError(f"patch_size={patch_size} does not divide image_size={tuple(image_size)}")
+        self.patch_size = patch_size
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.token_dim = patch_size**2 * in_channels
+        self.num_classes = num_classes
+
+    def _check_labels(self, labels: Tensor | None) -> None:
+        """Refuse labels that are missing, or that nothing would read.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if (labels is None) != (self.num_classes is None):
+            raise ValueError("labels are required by a network with classes, and by no other")
+
     @abstractmethod
     def forward(
         self,
