@@ -2,9 +2,10 @@
 
 from maskdm.networks.dit import DiT
 from maskdm.networks.network import Network
+from maskdm.networks.unet import UNet
 from maskdm.networks.uvit import UViT
 
-NETWORKS: dict[str, type[Network]] = {"uvit": UViT, "dit": DiT}
+NETWORKS: dict[str, type[Network]] = {"uvit": UViT, "dit": DiT, "unet": UNet}
 
 
 def network_class(name: str) -> type[Network]:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from maskdm.datasets.prepared import PreparedData, sample_order
 from maskdm.methods.masks import draw_ids_keep
+from maskdm.networks.network import Network
 from maskdm.networks.patches import gather_tokens, patchify
-from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import DivergedError, MaskDMError
 from maskdm.runtime.interrupts import StopRequest
 from maskdm.runtime.processes import ALONE, Processes
@@ -45,7 +45,7 @@ LogHistory = Callable[[list[Row]], None]
 class PhaseResult:
     """What a finished phase leaves behind."""
 
-    network: UViT  # EMA weights
+    network: Network  # EMA weights
     state: State  # for a phase that goes on from more than those
     history: list[Row]  # one row per measured held-out loss
     seconds: list[float]  # training time at each row, from the start of the phase, without measuring and saving
@@ -102,7 +102,7 @@ class PhaseTrainer:
 
     def __init__(
         self,
-        network: UViT,
+        network: Network,
         schedule: DDPMScheduler,
         data: PreparedData,
         plan: PhasePlan,
@@ -121,7 +121,8 @@ class PhaseTrainer:
         self.device = next(network.parameters()).device
         self.processes = processes
         self.share = processes.share(plan.batch_size, "batch_size")
-        network.pos_embed.requires_grad_(plan.positions)  # DDP waits for the gradient of every weight that has one
+        for weight in network.position_weights():
+            weight.requires_grad_(plan.positions)  # DDP waits for the gradient of every weight that has one
         self.replica = processes.replicate(network)  # its backward pass averages the gradients over the processes
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizers = make_optimizers(network, plan.optimisation)
@@ -357,7 +358,7 @@ class PhaseTrainer:
 
 
 def make_heldout_loss(
-    network: UViT,
+    network: Network,
     schedule: DDPMScheduler,
     data: PreparedData,
     num_images: int,
