@@ -24,7 +24,7 @@ from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import network_sha256
 from maskdm.training.objective import noise_schedule
 from maskdm.training.plan import arm_plans, build_network
-from tests.conftest import PARAMS, RECIPE, make_data
+from tests.conftest import MODELS, PARAMS, RECIPE, make_data
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 8  # of each phase: few, so that rounding stays rounding
@@ -43,7 +43,7 @@ PATCH, BLOCK, CROP = (
     {"strategy": "block", "ratio": 0.75, "block": 2},
     {"strategy": "crop", "crop": 3},
 )
-# name -> masked phases, changes of the model, of the recipe, of its optimisation
+# name -> masked phases, changes of the U-ViT or another network, changes of the recipe, of its optimisation
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dense": ([], {}, {}, {}),
     "patch": ([phase(PATCH)], {}, {}, {}),
@@ -54,6 +54,8 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dic
     "epsilon, linear": ([phase(BLOCK)], {}, {"prediction_type": "epsilon", "beta_schedule": "linear"}, {}),
     "muon, min-SNR": ([phase(CROP)], {}, {}, {"optimizer": "muon", "min_snr_gamma": 5.0}),
     "another rate, no clipping": ([phase(CROP, override={"lr": 5e-3})], {}, {}, {"grad_clip": None, "warmup": 0.2}),
+    "dit": ([phase(PATCH)], MODELS["dit"], {}, {"optimizer": "muon"}),
+    "unet": ([phase(CROP)], MODELS["unet"], {}, {"optimizer": "muon"}),
 }
 SAMPLERS = ("ddpm", "ddim", "dpm_solver", "unipc")
 
@@ -82,10 +84,11 @@ def measure(name: str, folder: Path) -> tuple[Numbers, str]:
     recipe = Recipe.model_validate(
         {**RECIPE, **recipe_changes, "optimisation": {**RECIPE["optimisation"], **optimisation}}
     )
+    network = {"model": PARAMS["model"] | model}
+    if "name" in model:  # another one, and a budget that whole steps of it meet
+        network = {"model": model, "budget": PARAMS["budget"] | {"train_flops": 1e11}}
     params = Params.model_validate(
-        PARAMS
-        | {"model": PARAMS["model"] | model, "seeds": [0], "baseline": "arm"}
-        | {"arms": {"arm": [*masked, {"batch_size": 4}]}}
+        PARAMS | network | {"seeds": [0], "baseline": "arm"} | {"arms": {"arm": [*masked, {"batch_size": 4}]}}
     )
     project = Project(params, recipe, make_data(), torch.device("cpu"), ALONE)
     plans = tuple(

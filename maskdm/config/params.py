@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from maskdm.config.comparison import Comparison, Phase, Seed, Share
+from maskdm.config.networks import Model
 from maskdm.config.schema import Fraction, Name, Positive, Schema
 
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
@@ -43,24 +44,6 @@ class Data(Schema):
     def _root_is_a_place(self) -> Self:
         if self.root is not None and not self.root.strip():
             raise ValueError(f"root={self.root!r}; allowed: null, or a folder or an archive")
-        return self
-
-
-class Model(Schema):
-    """The U-ViT. `small` of the paper is (512, 13, 8), `base` is (768, 13, 12), both with patch 4."""
-
-    patch_size: Positive
-    embed_dim: Positive
-    depth: Positive  # odd: in-blocks and out-blocks in pairs, one block between
-    num_heads: Positive
-    class_conditional: bool  # whether the class label is one more token
-
-    @model_validator(mode="after")
-    def _buildable(self) -> Self:
-        if self.depth % 2 == 0:
-            raise ValueError(f"depth={self.depth}; allowed: an odd number (in-blocks, one mid block, out-blocks)")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}")
         return self
 
 
@@ -187,9 +170,17 @@ class Params(Comparison):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.data.image_size % self.model.patch_size:
-            raise ValueError(
-                f"model.patch_size={self.model.patch_size} does not divide data.image_size={self.data.image_size}"
-            )
+        self.model.check_image(self.data.image_size)
         self.check_grid(self.grid)
+        self._check_masks()
         return self
+
+    def _check_masks(self) -> None:
+        """Refuse a mask that leaves what the network cannot see."""
+        for name, phases in self.arms.items():
+            for index, phase in enumerate(phases):
+                try:
+                    if phase.mask:
+                        self.model.check_mask(phase.mask)
+                except ValueError as error:
+                    raise ValueError(f"arms.{name}[{index}].{error}") from None

@@ -22,7 +22,7 @@ from maskdm.engine.project import Project
 from maskdm.evaluation.extractors import Extractor, extract, load_extractor
 from maskdm.evaluation.metrics import Reference, ReferenceKey, compare, load_reference
 from maskdm.evaluation.sampling import sample_images
-from maskdm.networks.uvit import UViT
+from maskdm.networks.network import Network
 from maskdm.runtime.files import reading, write_atomically
 from maskdm.runtime.paths import REFERENCE
 from maskdm.runtime.processes import ALONE, Processes
@@ -108,7 +108,7 @@ class Judge:
             "input_size": self.extractor.input_size,
         }
 
-    def sample(self, network: UViT, indices: range) -> np.ndarray:
+    def sample(self, network: Network, indices: range) -> np.ndarray:
         """The samples `indices`, uint8 `[n, C, H, W]`."""
         params, recipe = self.project.params, self.project.recipe
         schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)

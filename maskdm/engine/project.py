@@ -16,7 +16,7 @@ from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.networks.uvit import UViT
+from maskdm.networks.network import Network
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
@@ -81,7 +81,7 @@ class Project:
         )
 
 
-def initial_network(params: Params, num_classes: int | None) -> UViT:
+def initial_network(params: Params, num_classes: int | None) -> Network:
     """The network with weights drawn from `params.seed`: the same for all arms, on every device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)

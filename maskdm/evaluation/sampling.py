@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskdm.config.params import Sampling
+from maskdm.networks.network import Network
 from maskdm.networks.patches import unpatchify
-from maskdm.networks.uvit import UViT
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.seeding import generator
 
@@ -36,7 +36,7 @@ def make_sampler(settings: Sampling, schedule: DDPMScheduler, device: torch.devi
 
 @torch.no_grad()
 def sample_tokens(
-    network: UViT,
+    network: Network,
     schedule: DDPMScheduler,
     settings: Sampling,
     generators: Sequence[torch.Generator],
@@ -62,7 +62,7 @@ def sample_tokens(
 
 
 def sample_images(
-    network: UViT,
+    network: Network,
     schedule: DDPMScheduler,
     settings: Sampling,
     indices: range,

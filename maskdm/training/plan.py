@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskdm.config.comparison import Phase, num_tokens
 from maskdm.config.masks import Mask, effective_mask_ratio
-from maskdm.config.params import BUDGET_TOLERANCE, Data, Model, Params
+from maskdm.config.networks import Model
+from maskdm.config.params import BUDGET_TOLERANCE, Data, Params
 from maskdm.config.recipe import Handover, Optimisation, Recipe
-from maskdm.networks.uvit import UViT
+from maskdm.networks.catalogue import NETWORKS
+from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.optimizers import make_optimizers
 
@@ -67,20 +69,17 @@ class PhasePlan:
         return self.start_flops + step * self.step_flops
 
 
-def build_network(model: Model, data: Data, num_classes: int | None) -> UViT:
+def build_network(model: Model, data: Data, num_classes: int | None) -> Network:
     """The network that the settings describe, with freshly drawn weights (from torch's global generator)."""
-    return UViT(
+    return NETWORKS[model.name](
         image_size=(data.image_size, data.image_size),
         in_channels=data.channels,
-        patch_size=model.patch_size,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_heads=model.num_heads,
         num_classes=num_classes if model.class_conditional else None,
+        **model.sizes(),
     )
 
 
-def train_flops_per_image(network: UViT, num_tokens: int) -> float:
+def train_flops_per_image(network: Network, num_tokens: int) -> float:
     """Forward and backward FLOPs of one image of `num_tokens` visible tokens, as torch's counter counts them.
 
     Counted on the meta device with plain attention: the fused CPU kernel is unknown to the counter and would be
@@ -98,7 +97,7 @@ def train_flops_per_image(network: UViT, num_tokens: int) -> float:
     return counter.get_total_flops() / batch_size
 
 
-def optimizer_flops(network: UViT, settings: Optimisation) -> float:
+def optimizer_flops(network: Network, settings: Optimisation) -> float:
     """FLOPs of one update, as torch's counter counts them: 0 for AdamW, which multiplies no matrices.
 
     Counted in, because a masked step is cheap and an update is not: Muon's would favour arms with many cheap steps.
