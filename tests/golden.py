@@ -54,6 +54,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dic
     "epsilon, linear": ([phase(BLOCK)], {}, {"prediction_type": "epsilon", "beta_schedule": "linear"}, {}),
     "muon, min-SNR": ([phase(CROP)], {}, {}, {"optimizer": "muon", "min_snr_gamma": 5.0}),
     "another rate, no clipping": ([phase(CROP, override={"lr": 5e-3})], {}, {}, {"grad_clip": None, "warmup": 0.2}),
+    "dropped labels": ([], {"class_conditional": True}, {}, {"label_dropout": 0.3}),
     "dit": ([phase(PATCH)], MODELS["dit"], {}, {"optimizer": "muon"}),
     "unet": ([phase(CROP)], MODELS["unet"], {}, {"optimizer": "muon"}),
 }

@@ -54,6 +54,9 @@ class Sampling(Schema):
     num_inference_steps: Positive
     eta: Fraction  # DDIM's noise: 0 deterministic, 1 ancestral. Only with `ddim`
     batch_size: Positive
+    # Optional: how far predictions go from those without a label to those with it, and beyond (classifier-free
+    # guidance). 0: no label; 1: the label alone, at half the cost.
+    guidance_scale: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
     def _eta_is_read(self) -> Self:
@@ -170,6 +173,11 @@ class Params(Comparison):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.sampling.guidance_scale != 1 and not self.model.class_conditional:
+            raise ValueError(
+                f"sampling.guidance_scale={self.sampling.guidance_scale:g} with model.class_conditional=false; "
+                "allowed: 1"
+            )
         self.model.check_image(self.data.image_size)
         self.check_grid(self.grid)
         self._check_masks()

@@ -54,7 +54,8 @@ def judge_all(judge: "Judge", snapshots: dict[float, Path], log: LogHistory) -> 
 def judging_flops(params: Params, recipe: Recipe) -> float:
     """About what judging all snapshots of a trial takes, in FLOPs of training: for progress bars, not for a budget."""
     dense = plan_finetune(params, recipe, params.baseline).flops_per_image
-    forward = params.sampling.num_inference_steps * dense / 3
+    passes = params.sampling.num_inference_steps * (1 if params.sampling.guidance_scale == 1 else 2)
+    forward = passes * dense / 3
     return len(params.budget.snapshots) * params.evaluation.samples * AS_LONG * forward
 
 
@@ -103,6 +104,7 @@ class Judge:
             "sampler": params.sampling.sampler,
             "num_inference_steps": params.sampling.num_inference_steps,
             "eta": params.sampling.eta,
+            "guidance_scale": params.sampling.guidance_scale,
             "weights": "ema",
             "extractor": self.extractor.name,
             "input_size": self.extractor.input_size,

@@ -47,7 +47,10 @@ class Project:
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
         if params.model.class_conditional and data.labels is None:
-            raise MaskDMError(f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false")
+            remedy = ", or data.labels: folders" if data.info["name"] == "image_folder" else ""
+            raise MaskDMError(
+                f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false{remedy}"
+            )
         return cls(params, load_recipe(params.recipe, ROOT), data, choose_device(), processes)
 
     def trial(self, arm: str, seed: int) -> "Project":
@@ -187,5 +190,6 @@ def _joined(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def plan_as_json(plan: PhasePlan) -> dict[str, Any]:
-    """A plan for a fingerprint."""
-    return {**asdict(plan), "mask": plan.mask and plan.mask.model_dump(), "optimisation": flat(plan.optimisation)}
+    """A plan for a fingerprint, without settings that have their default: as in `arm_settings`."""
+    optimisation = flat(plan.optimisation.model_dump(exclude_defaults=True))
+    return {**asdict(plan), "mask": plan.mask and plan.mask.model_dump(), "optimisation": optimisation}

@@ -110,7 +110,8 @@ class Search:
         settings |= params.search.model_dump(
             include={"seed", "train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
         )
-        return cls(place, project, identity(project, place.stage, DRAWING, settings, project.recipe.model_dump()))
+        recipe = project.recipe.model_dump(exclude_defaults=True)
+        return cls(place, project, identity(project, place.stage, DRAWING, settings, recipe))
 
     @property
     def folder(self) -> Path:

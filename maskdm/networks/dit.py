@@ -77,7 +77,7 @@ class DiT(Transformer):
         self.patch_embed = nn.Linear(self.token_dim, embed_dim)
         self.pos_embed = nn.Parameter(torch.empty(self.num_tokens, embed_dim))
         self.time_embed = nn.Sequential(nn.Linear(TIME_FEATURES, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
-        self.label_embed = None if num_classes is None else nn.Embedding(num_classes, embed_dim)
+        self.label_embed = None if num_classes is None else nn.Embedding(num_classes + 1, embed_dim)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
         self.norm = _norm(embed_dim)
         self.modulation = nn.Linear(embed_dim, 2 * embed_dim)

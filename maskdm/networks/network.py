@@ -31,6 +31,12 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
         """Tokens of a whole image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def no_label(self) -> int:
+        """The label of an image whose class is not told, of a network with classes."""
+        assert self.num_classes is not None
+        return self.num_classes
+
     def _set_up(self, image_size: tuple[int, int], patch_size: int, in_channels: int, num_classes: int | None) -> None:
         """Note the sizes of tokens and the number of labels.
 
@@ -68,7 +74,7 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
             x_t: noisy tokens `[B, S, token_dim]`, those at `ids_keep`, or all `num_tokens` of them.
             t: time steps `[B]`, 0 to T - 1.
             ids_keep: place of each token on the grid, int64 `[B, S]`; None: all tokens, in order.
-            labels: class of each image, int64 `[B]`; required exactly if the network has classes.
+            labels: class of each image, int64 `[B]`, or `no_label`; required exactly if the network has classes.
             positions: whether to tell the tokens their places; without, `ids_keep` is not read.
 
         Returns:

@@ -66,7 +66,7 @@ class UNet(Network):
             add_attention=bool(attention_levels),
             attention_head_dim=None,  # one head, as in DDPM
             norm_num_groups=math.gcd(32, *(channels // 4 for channels in block_out_channels)),  # of 4 channels or more
-            num_class_embeds=num_classes,
+            num_class_embeds=None if num_classes is None else num_classes + 1,
         )
 
     def forward(

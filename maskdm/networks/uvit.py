@@ -73,7 +73,7 @@ class UViT(Transformer):
         self.num_extra_tokens = 1 if num_classes is None else 2  # time, and the label
 
         self.patch_embed = nn.Linear(self.token_dim, embed_dim)
-        self.label_embed = None if num_classes is None else nn.Embedding(num_classes, embed_dim)
+        self.label_embed = None if num_classes is None else nn.Embedding(num_classes + 1, embed_dim)
         self.pos_embed = nn.Parameter(torch.empty(self.num_tokens, embed_dim))
         self.extra_pos_embed = nn.Parameter(torch.empty(self.num_extra_tokens, embed_dim))
         self.in_blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth // 2))

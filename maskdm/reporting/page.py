@@ -281,9 +281,10 @@ def in_numbers(folder: str, names: Sequence[str]) -> str:
 def _setup(row: Row) -> str:
     """How the distances were measured: a distance means nothing without it."""
     eta = f", eta {row['eta']:g}" if row["sampler"] == "ddim" else ""
+    guidance = f", guidance scale {row['guidance_scale']:g}" if row["guidance_scale"] != 1 else ""
     return (
         f"extractor {row['extractor']} at {row['input_size']} px; {row['samples']:,} samples against "
-        f"{row['reference']:,} training images; {row['sampler']}, {row['num_inference_steps']} steps{eta}; "
+        f"{row['reference']:,} training images; {row['sampler']}, {row['num_inference_steps']} steps{eta}{guidance}; "
         f"{row['weights']} weights"
     )
 

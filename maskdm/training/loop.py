@@ -171,7 +171,7 @@ class PhaseTrainer:
         whole = self.plan.batch_size  # drawn on every process, whatever its share
         t = self._draw_timesteps(random)[self.share]
         noise = torch.randn((whole, *x_0.shape[1:]), generator=random, device=self.device)[self.share]
-        labels = None if labels is None else labels.to(self.device, non_blocking=True)
+        labels = None if labels is None else self._drop_labels(labels.to(self.device, non_blocking=True), random)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self._losses_of_images(x_0, t, noise, ids_keep, labels).mean()
         # Shares may differ by an image: with these weights the mean over the processes is that over the batch.
@@ -281,6 +281,14 @@ class PhaseTrainer:
         """Time steps of the whole batch, uniform on 0 to T - 1: int64 `[batch_size]`."""
         steps = self.schedule.config.num_train_timesteps
         return torch.randint(steps, (self.plan.batch_size,), generator=random, device=self.device)
+
+    def _drop_labels(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """Replace a share of the labels `[b]` by "no label" (classifier-free guidance: Ho & Salimans 2022)."""
+        share = self.plan.optimisation.label_dropout
+        if not share:  # nothing is drawn: settings without it keep their numbers
+            return labels
+        drawn = torch.rand(self.plan.batch_size, generator=random, device=self.device)[self.share]
+        return torch.where(drawn < share, self.network.no_label, labels)
 
     def _losses_of_images(
         self, x_0: Tensor, t: Tensor, noise: Tensor, ids_keep: Tensor | None, labels: Tensor | None

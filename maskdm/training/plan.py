@@ -126,12 +126,18 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     """The last phase of `arm`: what those before left of the budget, in whole steps.
 
     Raises:
-        MaskDMError: whole steps miss the budget by more than half of `BUDGET_TOLERANCE`, which is for two arms.
+        MaskDMError: whole steps miss the budget by more than half of `BUDGET_TOLERANCE`, which is for two arms; or
+            samples are to be guided by a network that has not learnt to predict without a label.
     """
     pretrain = plan_pretrain(params, recipe, arm)
     before = pretrain[-1] if pretrain else None
     rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
     plan = _plan_phase(params, recipe, params.arms[arm][-1], rest, before, params.budget.train_flops, None)
+    if params.sampling.guidance_scale != 1 and not plan.optimisation.label_dropout:
+        raise MaskDMError(
+            f"sampling.guidance_scale={params.sampling.guidance_scale:g} with label_dropout=0 in the last phase of arm "
+            f"{arm}; allowed: 1, or a label_dropout above 0, by which the network learns to predict without a label"
+        )
     missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
     if missed > BUDGET_TOLERANCE / 2:
         raise MaskDMError(
@@ -169,9 +175,13 @@ def _plan_phase(
     Its schedule ends when the arm has spent `schedule_end` FLOPs.
 
     Raises:
-        MaskDMError: it would go on with the state of another optimiser.
+        MaskDMError: it would go on with the state of another optimiser, or drop labels that there are not.
     """
     optimisation = phase.optimisation(recipe)
+    if optimisation.label_dropout and not params.model.class_conditional:
+        raise MaskDMError(
+            f"label_dropout={optimisation.label_dropout:g} with model.class_conditional=false; allowed: 0"
+        )
     tokens = num_tokens(phase, params.grid)
     flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, tokens)
     step_flops = phase.batch_size * flops_per_image + update_flops

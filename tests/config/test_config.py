@@ -72,6 +72,8 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("arms.staged", [], "arms.staged=[]"),
         ("baseline", "none", "baseline=none; allowed: a key of arms"),
         ("sampling.eta", 2.0, "sampling.eta=2.0"),
+        ("sampling.guidance_scale", -1.0, "sampling.guidance_scale=-1.0"),
+        ("sampling.guidance_scale", 2, "sampling.guidance_scale=2 with model.class_conditional=false; allowed: 1"),
         ("sampling.sampler", "euler", "sampling.sampler='euler'"),
         ("evaluation.kid_subset_size", 1000, "kid_subset_size=1000; allowed: at most"),
         ("seeds", [0, -1], "seeds.1=-1"),
