@@ -1,17 +1,21 @@
 """MaskDM: does masked pre-training make a diffusion model cheaper to train, by how much, with which mask?
 
-`from maskdm import UViT` gives the network: `UViT.from_pretrained(folder)` loads what a run has left.
+`from maskdm import UViT` gives a network, as do `DiT` and `UNet`: `UViT.from_pretrained(folder)` loads what a run has
+left.
 """
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from maskdm.runtime.threads import wait_briefly
 
 if TYPE_CHECKING:
+    from maskdm.networks.dit import DiT
+    from maskdm.networks.unet import UNet
     from maskdm.networks.uvit import UViT
 
-__all__ = ["UViT"]
+__all__ = ["DiT", "UNet", "UViT"]
 
 # Here: before anything of ours imports torch, or tqdm, which read these variables when they are imported.
 wait_briefly()
@@ -20,9 +24,7 @@ if os.environ.get("RANK", "0") != "0":
 
 
 def __getattr__(name: str) -> Any:
-    """Import the network when it is asked for: torch and diffusers take seconds."""
-    if name == "UViT":
-        from maskdm.networks.uvit import UViT
-
-        return UViT
+    """Import a network when it is asked for: torch and diffusers take seconds."""
+    if name in __all__:
+        return getattr(importlib.import_module(f"maskdm.networks.{name.lower()}"), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -117,6 +117,13 @@ def suggest(trial: BaseTrial, space: SearchSpace, grid: Grid) -> tuple[Phase, ..
     )
 
 
+def proposed_masks(space: SearchSpace, grid: Grid) -> list[Mask]:
+    """Every mask that a trial may have, of its first masked phase or of its second."""
+    first = [mask for choices in feasible_masks(space, grid).values() for mask in choices.values()]
+    second = [half_mask(mask, grid) for mask in first] if space.max_phases == 2 else []
+    return [*first, *(mask for mask in second if mask)]
+
+
 def phases_of(trial: FrozenTrial, space: SearchSpace, grid: Grid) -> tuple[Phase, ...]:
     """What `suggest` gave a trial that is over."""
     return suggest(FixedTrial(trial.params), space, grid)
@@ -125,8 +132,16 @@ def phases_of(trial: FrozenTrial, space: SearchSpace, grid: Grid) -> tuple[Phase
 def paper_phases(space: SearchSpace, grid: Grid, finetune: Phase) -> tuple[Phase, ...]:
     """The paper's default: the largest blocks of the space at 90 %, twice fine-tuning's batch, the recipe's lr.
 
-    On a grid too small for that, smaller blocks, and at last a lower ratio of the space.
+    On a grid too small for that, smaller blocks, and at last a lower ratio of the space. In a space of crops alone, its
+    crop that is nearest to 90 %.
     """
+    if set(space.strategies) == {"crop"}:
+        crops = [CropMask(strategy="crop", crop=side) for side in space.crops]
+        crop = min(
+            (crop for crop in crops if fits(crop, grid)),
+            key=lambda crop: abs(effective_mask_ratio(crop, grid) - PAPER_RATIO),
+        )
+        return (Phase(mask=crop, share=PAPER_SHARE, batch_size=2 * finetune.batch_size),)
     for ratio in sorted({PAPER_RATIO, *(ratio for ratio in space.ratios if ratio < PAPER_RATIO)}, reverse=True):
         sides = sorted({1, *space.blocks}, reverse=True)
         for mask in (BlockMask(strategy="block", ratio=ratio, block=side) for side in sides):

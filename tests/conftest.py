@@ -75,6 +75,20 @@ PARAMS: dict[str, Any] = {
     },
 }
 
+# A small network of each kind.
+MODELS: dict[str, dict[str, Any]] = {
+    "uvit": PARAMS["model"],
+    "dit": PARAMS["model"] | {"name": "dit", "depth": 2},
+    "unet": {
+        "name": "unet",
+        "patch_size": 2,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "attention_levels": [1],
+        "class_conditional": False,
+    },
+}
+
 RECIPE: dict[str, Any] = {
     "num_train_timesteps": 100,
     "beta_schedule": "squaredcos_cap_v2",

@@ -24,7 +24,7 @@ from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import network_sha256
 from maskdm.training.objective import noise_schedule
 from maskdm.training.plan import arm_plans, build_network
-from tests.conftest import PARAMS, RECIPE, make_data
+from tests.conftest import MODELS, PARAMS, RECIPE, make_data
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 8  # of each phase: few, so that rounding stays rounding
@@ -52,7 +52,7 @@ def with_method(name: str, mask: dict[str, Any] | None = None, **settings: Any) 
 
 
 LEVELS = [{"until": 0.3, "crop": 2}, {"until": 0.6, "crop": 3, "rate": 2.0}, {"until": 1.0, "factor": 2}]
-# name -> masked phases, changes of the model, of the recipe, of its optimisation
+# name -> masked phases, changes of the U-ViT or another network, changes of the recipe, of its optimisation
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dense": ([], {}, {}, {}),
     "patch": ([phase(PATCH)], {}, {}, {}),
@@ -76,6 +76,9 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dic
     "coarse, lower resolution": (with_method("coarse", kind="resolution", factor=2), {}, {}, {}),
     "coarse, larger patches": (with_method("coarse", kind="patch", factor=2, above=0.5), {}, {}, {}),
     "sized to the noise": (with_method("sized_to_noise", levels=LEVELS), {}, {}, {}),
+    "dropped labels": ([], {"class_conditional": True}, {}, {"label_dropout": 0.3}),
+    "dit": ([phase(PATCH)], MODELS["dit"], {}, {"optimizer": "muon"}),
+    "unet": ([phase(CROP)], MODELS["unet"], {}, {"optimizer": "muon"}),
 }
 SAMPLERS = ("ddpm", "ddim", "dpm_solver", "unipc")
 
@@ -104,10 +107,11 @@ def measure(name: str, folder: Path) -> tuple[Numbers, str]:
     recipe = Recipe.model_validate(
         {**RECIPE, **recipe_changes, "optimisation": {**RECIPE["optimisation"], **optimisation}}
     )
+    network = {"model": PARAMS["model"] | model}
+    if "name" in model:  # another one, and a budget that whole steps of it meet
+        network = {"model": model, "budget": PARAMS["budget"] | {"train_flops": 1e11}}
     params = Params.model_validate(
-        PARAMS
-        | {"model": PARAMS["model"] | model, "seeds": [0], "baseline": "arm"}
-        | {"arms": {"arm": [*masked, {"batch_size": 4}]}}
+        PARAMS | network | {"seeds": [0], "baseline": "arm"} | {"arms": {"arm": [*masked, {"batch_size": 4}]}}
     )
     project = Project(params, recipe, make_data(), torch.device("cpu"), ALONE)
     plans = tuple(

@@ -75,7 +75,7 @@ def test_only_masks_that_fit_the_grid_are_proposed(side: int, seed: int) -> None
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     for _ in range(10):
         phases = suggest(study.ask(), space, grid)
-        kept = [mean_tokens(phase, grid, depth=1) for phase in phases]
+        kept = [mean_tokens(phase, grid, blocks=1) for phase in phases]
         assert all(0 < tokens < side**2 for tokens in kept)
         assert kept == sorted(set(kept)), "a second phase shows more than the first"
         assert sum(phase.share or 0.0 for phase in phases) <= space.share[1] + 0.001
@@ -84,9 +84,9 @@ def test_only_masks_that_fit_the_grid_are_proposed(side: int, seed: int) -> None
 def test_what_is_asked_depends_on_the_mask() -> None:
     common = {"share": 0.4, "batch_size": 8, "lr": 0.01}
     (crop,) = suggest(FixedTrial({"mask": "crop", "crop": 3, "phases": 1, **common}), SPACE, GRID)
-    assert mean_tokens(crop, GRID, depth=1) == 9
+    assert mean_tokens(crop, GRID, blocks=1) == 9
     first, second = suggest(FixedTrial({"mask": "block2", "block2_ratio": 0.75, "phases": 2, **common}), SPACE, GRID)
-    assert [mean_tokens(phase, GRID, depth=1) for phase in (first, second)] == [4, 8]
+    assert [mean_tokens(phase, GRID, blocks=1) for phase in (first, second)] == [4, 8]
     assert (first.share, second.share) == (0.2, 0.2)
     assert first.override == {"lr": 0.01}
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from maskdm.config.masks import Mask, mask_name
-from maskdm.config.method import AnyMethod
+from maskdm.config.method import AnyMethod, Group
+from maskdm.config.networks import Model
 from maskdm.config.recipe import Handover, Optimisation, Recipe
 from maskdm.config.schema import Name, Positive, Schema
 
@@ -110,8 +111,8 @@ class Comparison(Schema):
                     raise ValueError(f"controls: {name}; allowed: a key of arms ({', '.join(self.arms)})")
         return self
 
-    def check_network(self, grid: tuple[int, int], depth: int) -> None:
-        """Check what depends on the grid of tokens and on the number of blocks.
+    def check_network(self, model: Model, grid: tuple[int, int]) -> None:
+        """Check what depends on the network and on the grid of its tokens.
 
         Raises:
             ValueError: a mask or method does not fit them, or a control differs from its arm in more than those.
@@ -119,29 +120,27 @@ class Comparison(Schema):
         for name, phases in self.arms.items():
             for index, phase in enumerate(phases):
                 try:
-                    if phase.method:
-                        phase.method.check(phase.mask, grid, depth)
-                    mean_tokens(phase, grid, depth)
+                    _check_phase(phase, model, grid)
                 except ValueError as error:
                     raise ValueError(f"arms.{name}[{index}].{error}") from None
         for control, arm in self.controls.items():
-            _check_control(control, arm, self.arms, grid, depth)
+            _check_control(control, arm, self.arms, grid, model.blocks)
 
 
-def mean_tokens(phase: Phase, grid: tuple[int, int], depth: int) -> float:
+def mean_tokens(phase: Phase, grid: tuple[int, int], blocks: int) -> float:
     """Tokens of an image that a block sees in a phase, on average over the blocks and images.
 
     Raises:
         ValueError: the mask or the method does not fit the grid.
     """
     if phase.method:
-        return phase.method.tokens_a_block(phase.mask, grid, depth)
+        return phase.method.tokens_a_block(phase.mask, grid, blocks)
     return phase.mask.num_keep(grid) if phase.mask else grid[0] * grid[1]
 
 
-def removed_share(phase: Phase, grid: tuple[int, int], depth: int) -> float:
+def removed_share(phase: Phase, grid: tuple[int, int], blocks: int) -> float:
     """The share of tokens that a block does not see, on average; of a dropping phase, the effective mask ratio."""
-    return 1 - mean_tokens(phase, grid, depth) / (grid[0] * grid[1])
+    return 1 - mean_tokens(phase, grid, blocks) / (grid[0] * grid[1])
 
 
 def methods_in_words(phases: Sequence[Phase]) -> str:
@@ -170,7 +169,24 @@ def _check_phases(name: str, phases: tuple[Phase, ...]) -> None:
         raise ValueError(f"arms.{name}: the shares add up to more than 1, the whole budget")
 
 
-def _check_control(control: str, arm: str, arms: dict[str, Arm], grid: tuple[int, int], depth: int) -> None:
+def _check_phase(phase: Phase, model: Model, grid: tuple[int, int]) -> None:
+    """Refuse a mask or method that does not fit the network."""
+    method = phase.method
+    if method and method.needs_blocks and model.blocks == 1:
+        raise ValueError(
+            f"method.name={method.name} with model.name={model.name}; allowed: a method that shows the same tokens to "
+            "all blocks (the network cannot be taken apart)"
+        )
+    if method:
+        method.check(phase.mask, grid, model.blocks)
+    for group in method.groups(1000, phase.mask) if method else (Group(1000, phase.mask),):
+        if group.tokens(grid) < grid[0] * grid[1] and group.mask:
+            model.check_mask(group.mask)
+        if group.factor > 1:
+            model.check_image(grid[0] // group.factor * model.patch_size)
+
+
+def _check_control(control: str, arm: str, arms: dict[str, Arm], grid: tuple[int, int], blocks: int) -> None:
     """Refuse a control that differs from its arm in more than methods: it makes about the same steps, without them."""
     own, others, as_there = arms[control], arms[arm], f"as in {arm}, whose control it is"
     if not any(phase.shows_less for phase in others):
@@ -185,7 +201,7 @@ def _check_control(control: str, arm: str, arms: dict[str, Arm], grid: tuple[int
         for key in ("share", "override", "handover"):
             if (found := getattr(phase, key)) != (wanted := getattr(other, key)):
                 raise ValueError(f"{where}.{key}={found or 'none'}; allowed: {wanted or 'none'}, {as_there}")
-        tokens, whole = other.batch_size * mean_tokens(other, grid, depth), grid[0] * grid[1]
+        tokens, whole = other.batch_size * mean_tokens(other, grid, blocks), grid[0] * grid[1]
         # The whole images nearest to as many tokens; one where it takes less than half of one.
         if abs(phase.batch_size * whole - tokens) > max(whole / 2, whole - tokens):
             raise ValueError(

@@ -40,7 +40,11 @@ class MethodSettings(Schema):
 
     name: str
     takes_mask: ClassVar[bool] = True  # whether `mask` of the phase says which tokens are removed
-    needs_blocks: ClassVar[bool] = False  # whether it takes the network apart: only a transformer will do
+
+    @property
+    def needs_blocks(self) -> bool:
+        """Whether it takes the network apart: only a transformer will do."""
+        return False
 
     def groups(self, batch_size: int, mask: Mask | None) -> tuple[Group, ...]:
         """How a batch is divided."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from maskdm.config.comparison import Comparison, Phase, Seed, Share
+from maskdm.config.networks import Model
 from maskdm.config.schema import Fraction, Name, Positive, Schema
 
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
@@ -46,24 +47,6 @@ class Data(Schema):
         return self
 
 
-class Model(Schema):
-    """The U-ViT. `small` of the paper is (512, 13, 8), `base` is (768, 13, 12), both with patch 4."""
-
-    patch_size: Positive
-    embed_dim: Positive
-    depth: Positive  # odd: in-blocks and out-blocks in pairs, one block between
-    num_heads: Positive
-    class_conditional: bool  # whether the class label is one more token
-
-    @model_validator(mode="after")
-    def _buildable(self) -> Self:
-        if self.depth % 2 == 0:
-            raise ValueError(f"depth={self.depth}; allowed: an odd number (in-blocks, one mid block, out-blocks)")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}")
-        return self
-
-
 class Sampling(Schema):
     """How images are drawn from a snapshot."""
 
@@ -71,6 +54,9 @@ class Sampling(Schema):
     num_inference_steps: Positive
     eta: Fraction  # DDIM's noise: 0 deterministic, 1 ancestral. Only with `ddim`
     batch_size: Positive
+    # Optional: how far predictions go from those without a label to those with it, and beyond (classifier-free
+    # guidance). 0: no label; 1: the label alone, at half the cost.
+    guidance_scale: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
     def _eta_is_read(self) -> Self:
@@ -165,8 +151,7 @@ class Params(Comparison):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        side = self.data.image_size // self.model.patch_size
-        return side, side
+        return self.model.grid(self.data.image_size)
 
     @property
     def seed(self) -> int:
@@ -187,9 +172,11 @@ class Params(Comparison):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.data.image_size % self.model.patch_size:
+        if self.sampling.guidance_scale != 1 and not self.model.class_conditional:
             raise ValueError(
-                f"model.patch_size={self.model.patch_size} does not divide data.image_size={self.data.image_size}"
+                f"sampling.guidance_scale={self.sampling.guidance_scale:g} with model.class_conditional=false; "
+                "allowed: 1"
             )
-        self.check_network(self.grid, self.model.depth)
+        self.model.check_image(self.data.image_size)
+        self.check_network(self.model, self.grid)
         return self

@@ -15,6 +15,8 @@ from maskdm.config.recipe import Recipe
 from maskdm.config.schema import AnySchema, Schema
 from maskdm.runtime.errors import MaskDMError
 
+UNIONS = ("mask", "model")  # keys whose block is one of several kinds, told apart by one of its own keys
+
 
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check `params.yaml`.
@@ -98,7 +100,7 @@ def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
     """One problem of pydantic's as `key: what is wrong; what is allowed`."""
     # A discriminated union puts its tag ("patch") into the path, behind "mask", although no such key is in the file.
     path = (*above, *detail["loc"])
-    key = ".".join(str(part) for before, part in zip((None, *path), path, strict=False) if before != "mask")
+    key = ".".join(str(part) for before, part in zip((None, *path), path, strict=False) if before not in UNIONS)
     message = re.sub(r"^Value error, ", "", detail["msg"])
     if detail["type"] == "extra_forbidden":
         return f"{key} is not a known key{_suggestion(str(path[-1]))}"
@@ -106,6 +108,9 @@ def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
         return f"{key} is missing"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
+    if detail["type"] == "union_tag_invalid":
+        tag = {name: str(value).replace("'", "") for name, value in detail["ctx"].items()}
+        return f"{key}.{tag['discriminator']}={tag['tag']}; allowed: {tag['expected_tags']}"
     return f"{key}={detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -24,6 +24,9 @@ class Optimisation(Schema):
     ema_horizon: Annotated[float, Field(gt=0, le=1)]  # the EMA averages over about this share of it
     hflip: Fraction  # probability that a training image is mirrored
     min_snr_gamma: Annotated[float, Field(gt=0)] | None  # weights time steps (`diffusion.min_snr_weights`); None: equal
+    # Optional: the share of training images whose label is replaced by "no label", which guidance needs. The rest is
+    # told its class.
+    label_dropout: Fraction = 0.0
 
 
 Handover = Literal["state", "weights"]

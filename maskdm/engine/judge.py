@@ -22,7 +22,7 @@ from maskdm.engine.project import Project
 from maskdm.evaluation.extractors import Extractor, extract, load_extractor
 from maskdm.evaluation.metrics import Reference, ReferenceKey, compare, load_reference
 from maskdm.evaluation.sampling import sample_images
-from maskdm.networks.uvit import UViT
+from maskdm.networks.network import Network
 from maskdm.runtime.files import reading, write_atomically
 from maskdm.runtime.paths import REFERENCE
 from maskdm.runtime.processes import ALONE, Processes
@@ -54,7 +54,8 @@ def judge_all(judge: "Judge", snapshots: dict[float, Path], log: LogHistory) -> 
 def judging_flops(params: Params, recipe: Recipe) -> float:
     """About what judging all snapshots of a trial takes, in FLOPs of training: for progress bars, not for a budget."""
     dense = plan_finetune(params, recipe, params.baseline).flops_per_image
-    forward = params.sampling.num_inference_steps * dense / 3
+    passes = params.sampling.num_inference_steps * (1 if params.sampling.guidance_scale == 1 else 2)
+    forward = passes * dense / 3
     return len(params.budget.snapshots) * params.evaluation.samples * AS_LONG * forward
 
 
@@ -103,12 +104,13 @@ class Judge:
             "sampler": params.sampling.sampler,
             "num_inference_steps": params.sampling.num_inference_steps,
             "eta": params.sampling.eta,
+            "guidance_scale": params.sampling.guidance_scale,
             "weights": "ema",
             "extractor": self.extractor.name,
             "input_size": self.extractor.input_size,
         }
 
-    def sample(self, network: UViT, indices: range) -> np.ndarray:
+    def sample(self, network: Network, indices: range) -> np.ndarray:
         """The samples `indices`, uint8 `[n, C, H, W]`."""
         params, recipe = self.project.params, self.project.recipe
         schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)

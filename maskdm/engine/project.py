@@ -16,7 +16,7 @@ from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
-from maskdm.networks.uvit import UViT
+from maskdm.networks.network import Network
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
@@ -47,7 +47,10 @@ class Project:
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
         if params.model.class_conditional and data.labels is None:
-            raise MaskDMError(f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false")
+            remedy = ", or data.labels: folders" if data.info["name"] == "image_folder" else ""
+            raise MaskDMError(
+                f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false{remedy}"
+            )
         return cls(params, load_recipe(params.recipe, ROOT), data, choose_device(), processes)
 
     def trial(self, arm: str, seed: int) -> "Project":
@@ -81,7 +84,7 @@ class Project:
         )
 
 
-def initial_network(params: Params, num_classes: int | None) -> UViT:
+def initial_network(params: Params, num_classes: int | None) -> Network:
     """The network with weights drawn from `params.seed`: the same for all arms, on every device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
@@ -195,6 +198,10 @@ def _joined(phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def plan_as_json(plan: PhasePlan) -> dict[str, Any]:
-    """A plan for a fingerprint."""
-    fields = {**vars(plan), "mask": plan.mask and plan.mask.model_dump(), "optimisation": flat(plan.optimisation)}
-    return {**fields, "method": plan.method.model_dump()}
+    """A plan for a fingerprint, without settings that have their default: as in `arm_settings`."""
+    own = {
+        "mask": plan.mask and plan.mask.model_dump(),
+        "method": plan.method.model_dump(exclude_defaults=True),
+        "optimisation": flat(plan.optimisation.model_dump(exclude_defaults=True)),
+    }
+    return {**vars(plan), **own}

@@ -45,6 +45,7 @@ from maskdm.search import (
     open_study,
     paper_phases,
     phases_of,
+    proposed_masks,
     run_trials,
     trials_frame,
 )
@@ -108,7 +109,8 @@ class Search:
         settings |= params.search.model_dump(
             include={"seed", "train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
         )
-        return cls(place, project, identity(project, place.stage, DRAWING, settings, project.recipe.model_dump()))
+        recipe = project.recipe.model_dump(exclude_defaults=True)
+        return cls(place, project, identity(project, place.stage, DRAWING, settings, recipe))
 
     @property
     def folder(self) -> Path:
@@ -163,11 +165,17 @@ def check(project: Project) -> None:
     """Refuse settings with which no search is fair.
 
     Raises:
-        MaskDMError: no mask fits, a confirming seed is the search's own, or whole steps cannot meet the compute.
+        MaskDMError: no mask fits, the network cannot see what one leaves, a confirming seed is the search's own, or
+            whole steps cannot meet the compute.
     """
     params, settings = project.params, project.params.search
     if not feasible_masks(settings.space, params.grid):
         raise MaskDMError(f"search.space: none of its masks fits the {params.grid[0]}x{params.grid[1]} token grid")
+    for mask in proposed_masks(settings.space, params.grid):
+        try:
+            params.model.check_mask(mask)
+        except ValueError as error:
+            raise MaskDMError(f"search.space (max_phases={settings.space.max_phases}): {error}") from None
     if settings.seed in settings.confirm_seeds:
         raise MaskDMError(f"search.confirm_seeds: {settings.seed} is the search's own seed; allowed: others")
     step = dense_step_flops(params, project)

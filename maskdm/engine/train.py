@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter
 
 from maskdm.engine.project import Project
-from maskdm.networks.uvit import UViT
+from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reading, write_atomically
 from maskdm.training.bfloat16 import quick_products
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class Trained:
     """What phases in sequence leave behind; the rows are those of these phases and of all before them."""
 
-    network: UViT  # EMA weights of the last phase
+    network: Network  # EMA weights of the last phase
     state: State | None  # of the last phase; None: nothing was trained, or the next phase does not go on from it
     history: list[Row]
     seconds: list[float]  # of training at each row
@@ -54,7 +54,7 @@ class Training:
 def train_phases(
     project: Project,
     plans: tuple[PhasePlan, ...],
-    start: UViT,
+    start: Network,
     folder: Path,
     log: LogHistory,
     watch: Callable[[Row], None] = lambda _: None,

@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskdm.config.params import Sampling
+from maskdm.networks.network import Network
 from maskdm.networks.patches import unpatchify
-from maskdm.networks.uvit import UViT
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.seeding import generator
 
@@ -36,7 +36,7 @@ def make_sampler(settings: Sampling, schedule: DDPMScheduler, device: torch.devi
 
 @torch.no_grad()
 def sample_tokens(
-    network: UViT,
+    network: Network,
     schedule: DDPMScheduler,
     settings: Sampling,
     generators: Sequence[torch.Generator],
@@ -56,13 +56,38 @@ def sample_tokens(
     if settings.sampler == "ddim":
         options["eta"] = settings.eta
     for t in sampler.timesteps:
-        prediction = network(x_t, t.expand(len(x_t)), labels=labels)
+        prediction = guided_prediction(network, x_t, t.expand(len(x_t)), labels, settings.guidance_scale)
         x_t = sampler.step(prediction, t, x_t, **options).prev_sample
     return x_t
 
 
+def guided_prediction(network: Network, x_t: Tensor, t: Tensor, labels: Tensor | None, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): eps_without + scale (eps_with - eps_without), with a label.
+
+    The same holds for v: given x_t it is linear in eps, and the two factors add up to 1.
+
+    Args:
+        network: one with classes, if the scale is not 1.
+        x_t: noisy tokens `[B, S, token_dim]`.
+        t: time steps `[B]`.
+        labels: classes `[B]`, or None.
+        scale: 1 is the prediction with the label; any other takes a second pass, in the same batch.
+
+    Raises:
+        ValueError: there are no labels, and the scale is not 1.
+    """
+    if scale == 1:
+        return network(x_t, t, labels=labels)
+    if labels is None:
+        raise ValueError(f"scale={scale:g} without labels; allowed: 1")
+    no_label = torch.full_like(labels, network.no_label)
+    both = network(torch.cat([x_t, x_t]), torch.cat([t, t]), labels=torch.cat([labels, no_label]))
+    with_label, without = both.chunk(2)
+    return without + scale * (with_label - without)
+
+
 def sample_images(
-    network: UViT,
+    network: Network,
     schedule: DDPMScheduler,
     settings: Sampling,
     indices: range,
@@ -76,7 +101,7 @@ def sample_images(
     Args:
         network: with the weights to sample from (the EMA's), on any device.
         schedule: the one the network was trained with.
-        settings: sampler, steps, eta, batch size.
+        settings: sampler, steps, eta, batch size, guidance.
         indices: which images, at least one: `range(n)` for the first n.
         seed: of the initial noise and of the sampler's noise.
         labels: class of image i at place i, for a network with classes.

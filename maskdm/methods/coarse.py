@@ -29,6 +29,11 @@ class Coarse(Method):
     factor: Annotated[int, Field(ge=2)]  # tokens a side that become one
     above: Annotated[float, Field(ge=0, lt=1)] = 0.0  # optional: images of less noise (a quantile) keep all tokens
 
+    @property
+    def needs_blocks(self) -> bool:
+        """Larger patches have an embedding of their own before the first block."""
+        return self.kind == "patch"
+
     def groups(self, batch_size: int, mask: Mask | None) -> tuple[Group, ...]:
         """The images of much noise, and the others."""
         if not self.above:

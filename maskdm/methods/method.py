@@ -105,7 +105,10 @@ class DroppingMethod(Method):
 class PartlyDenseMethod(Method):
     """One whose mask holds for some blocks, while the others see all tokens."""
 
-    needs_blocks: ClassVar[bool] = True
+    @property
+    def needs_blocks(self) -> bool:
+        """They are told apart."""
+        return True
 
     @property
     @abstractmethod

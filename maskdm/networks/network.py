@@ -34,6 +34,34 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
         """Tokens of a whole image."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def no_label(self) -> int:
+        """The label of an image whose class is not told, of a network with classes."""
+        assert self.num_classes is not None
+        return self.num_classes
+
+    def _set_up(self, image_size: tuple[int, int], patch_size: int, in_channels: int, num_classes: int | None) -> None:
+        """Note the sizes of tokens and the number of labels.
+
+        Raises:
+            ValueError: `patch_size` does not divide `image_size`.
+        """
+        if image_size[0] % patch_size or image_size[1] % patch_size:
+            raise ValueError(f"patch_size={patch_size} does not divide image_size={tuple(image_size)}")
+        self.patch_size = patch_size
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.token_dim = patch_size**2 * in_channels
+        self.num_classes = num_classes
+
+    def _check_labels(self, labels: Tensor | None) -> None:
+        """Refuse labels that are missing, or that nothing would read.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if (labels is None) != (self.num_classes is None):
+            raise ValueError("labels are required by a network with classes, and by no other")
+
     @abstractmethod
     def forward(
         self,
@@ -50,7 +78,7 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
                 of a lower resolution, a square of tokens becoming one.
             t: time steps `[B]`, 0 to T - 1.
             ids_keep: place of each token on the grid, int64 `[B, S]`; None: all tokens, in order.
-            labels: class of each image, int64 `[B]`; required exactly if the network has classes.
+            labels: class of each image, int64 `[B]`, or `no_label`; required exactly if the network has classes.
             positions: whether to tell the tokens their places; without, `ids_keep` is not read.
 
         Returns:

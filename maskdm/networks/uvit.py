@@ -5,31 +5,14 @@ tokens. It takes the tokens that a mask kept, already gathered, so that removed 
 position embedding of its place. There is no mask token and no decoder: kept tokens in, their predictions out.
 """
 
-import math
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from einops import rearrange
 from torch import Tensor, nn
 
+from maskdm.networks.layers import Attention, sinusoidal_embedding
 from maskdm.networks.network import Stream, Transformer
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention without masking, bias-free in qkv as in the authors' settings."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, L, dim]` -> `[B, L, dim]`."""
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"))
 
 
 class Block(nn.Module):
@@ -39,7 +22,7 @@ class Block(nn.Module):
         super().__init__()
         self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, qkv_bias=False)  # as in the authors' settings
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
@@ -84,17 +67,12 @@ class UViT(Transformer):
             raise ValueError(f"depth={depth}; allowed: an odd number")
         if embed_dim % (2 * num_heads):
             raise ValueError(f"embed_dim={embed_dim}; allowed: an even multiple of num_heads={num_heads}")
-        if image_size[0] % patch_size or image_size[1] % patch_size:
-            raise ValueError(f"patch_size={patch_size} does not divide image_size={tuple(image_size)}")
-        self.patch_size = patch_size
-        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self._set_up(image_size, patch_size, in_channels, num_classes)
         self.depth = depth
-        self.token_dim = patch_size**2 * in_channels
-        self.num_classes = num_classes
         self.num_extra_tokens = 1 if num_classes is None else 2  # time, and the label
 
         self.patch_embed = nn.Linear(self.token_dim, embed_dim)
-        self.label_embed = None if num_classes is None else nn.Embedding(num_classes, embed_dim)
+        self.label_embed = None if num_classes is None else nn.Embedding(num_classes + 1, embed_dim)
         self.pos_embed = nn.Parameter(torch.empty(self.num_tokens, embed_dim))
         self.extra_pos_embed = nn.Parameter(torch.empty(self.num_extra_tokens, embed_dim))
         self.in_blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth // 2))
@@ -134,20 +112,11 @@ class UViT(Transformer):
 
     def _extra_tokens(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """The time token and, with classes, the label token: `[B, num_extra_tokens, embed_dim]`."""
-        if (labels is None) != (self.label_embed is None):
-            raise ValueError("labels are required by a network with classes, and by no other")
+        self._check_labels(labels)
         extra = [sinusoidal_embedding(t, self.pos_embed.shape[1])]
         if self.label_embed is not None:
             extra.append(self.label_embed(labels))
         return torch.stack(extra, dim=1) + self.extra_pos_embed
-
-
-def sinusoidal_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Time steps `[B]` -> cosines and sines at geometrically spaced periods, `[B, dim]` (Vaswani et al. 2017)."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = t[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def _init_weights(module: nn.Module) -> None:

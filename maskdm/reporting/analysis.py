@@ -32,7 +32,11 @@ MEASURES = ("heldout_loss", "distance", *OF_SAMPLES)
 AGAINST = "_against_baseline"  # a measure over that of the baseline with the same seed
 AGAINST_CONTROL = "_against_control"  # the same, of the arm's control
 DESCRIPTION = ("masks", "effective_mask_ratio", "mask_share", "batch_size", "lr", "positions")  # equal in all seeds
-SETUP = ("extractor", "input_size", "samples", "reference", "sampler", "num_inference_steps", "eta", "weights")
+SETUP = (
+    *("extractor", "input_size", "samples", "reference", "sampler", "num_inference_steps", "eta", "weights"),
+    "guidance_scale",
+)
+EARLIER = {"guidance_scale": 1.0}  # what rows are measured with that were written before there was the key
 
 
 # --- statistics ---------------------------------------------------------------------------------------------
@@ -184,9 +188,10 @@ def measured_with(name: str, params: Params, records: Records, reference: Mappin
             if "heldout_loss" in row:
                 continue
             for key in SETUP:
-                if row[key] != expected.setdefault(key, row[key]):
+                value = row[key] if key in row else EARLIER[key]
+                if value != expected.setdefault(key, value):
                     raise MaskDMError(
-                        f"{_path(name, arm)}: {record.key}: {key}={row[key]}; allowed: {expected[key]}, as in "
+                        f"{_path(name, arm)}: {record.key}: {key}={value}; allowed: {expected[key]}, as in "
                         f"{'records/reference.json' if key in reference else 'the other trials'}"
                     )
     return expected
@@ -304,7 +309,7 @@ def _description(params: Params, arm: str, record: Record) -> Row:
     shares = [phase.share or 0.0 for phase in phases[:-1]]
     shares.append(1 - sum(shares))
     masked = [(phase, share) for phase, share in zip(phases, shares, strict=True) if phase.shows_less]
-    ratios = [removed_share(phase, params.grid, params.model.depth) for phase, _ in masked]
+    ratios = [removed_share(phase, params.grid, params.model.blocks) for phase, _ in masked]
     return {
         "masks": methods_in_words(phases),
         "effective_mask_ratio": " -> ".join(f"{ratio:g}" for ratio in ratios) or "0",

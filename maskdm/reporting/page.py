@@ -302,9 +302,10 @@ def _density(nearest_k: int, row: Row) -> str:
 def _setup(row: Row) -> str:
     """How the distances were measured: a distance means nothing without it."""
     eta = f", eta {row['eta']:g}" if row["sampler"] == "ddim" else ""
+    guidance = f", guidance scale {row['guidance_scale']:g}" if row["guidance_scale"] != 1 else ""
     return (
         f"extractor {row['extractor']} at {row['input_size']} px; {row['samples']:,} samples against "
-        f"{row['reference']:,} training images; {row['sampler']}, {row['num_inference_steps']} steps{eta}; "
+        f"{row['reference']:,} training images; {row['sampler']}, {row['num_inference_steps']} steps{eta}{guidance}; "
         f"{row['weights']} weights"
     )
 
@@ -358,8 +359,7 @@ def _compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int 
 
 - **Data**: {dataset["name"]} ({dataset["source"]}); {dataset["train"]:,} training and {dataset["heldout"]:,} held-out \
 images of {"x".join(map(str, dataset["shape"]))}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
-- **Network**: U-ViT, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, \
-{model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
+- **Network**: {model.in_words()}, {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
 - **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
 {recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training for each arm, with each of the seeds \

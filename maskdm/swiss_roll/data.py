@@ -27,6 +27,7 @@ class ConstantRate(Optimisation):
     decay: ClassVar[float] = 0.0  # type: ignore[misc]  # no key of the file
     hflip: ClassVar[float] = 0.0  # type: ignore[misc]  # points of the plane are not mirrored
     min_snr_gamma: ClassVar[None] = None  # type: ignore[misc]  # all time steps weigh the same
+    label_dropout: ClassVar[float] = 0.0  # type: ignore[misc]  # points have no classes
 
 
 class RollRecipe(Recipe):
@@ -55,6 +56,14 @@ class SwissRoll(Schema):
         looks = self.finetune_steps
         if looks[:1] != (0,) or len(looks) < 2 or list(looks) != sorted(set(looks)):
             raise ValueError(f"finetune_steps={list(looks)}; allowed: two or more ascending steps, the first 0")
+        return self
+
+    @model_validator(mode="after")
+    def _unguided(self) -> Self:
+        if self.sampling.guidance_scale != 1:
+            raise ValueError(
+                f"sampling.guidance_scale={self.sampling.guidance_scale:g}; allowed: 1, there are no classes"
+            )
         return self
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ LOCK_SECONDS = 120
 # In a row, these say where and how it was measured; every other number is a metric.
 NOT_METRICS = {
     *("step", "phase", "fraction"),
-    *("samples", "reference", "num_inference_steps", "eta", "input_size"),
+    *("samples", "reference", "num_inference_steps", "eta", "guidance_scale", "input_size"),
 }
 QUALITY = re.compile(r"heldout_loss|fid|fd_.*|kid")  # also logged against compute, to compare arms in the UI
 # The run of an arm has means of these.

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
-from maskdm.networks.uvit import UViT
+from maskdm.networks.catalogue import network_class
+from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import reason, write_atomically
+from maskdm.runtime.files import reading, reason, write_atomically
+
+REMEDY = "`dvc repro -f` with the stage that writes it makes it again"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -47,7 +50,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     return state
 
 
-def save_snapshot(folder: Path, network: UViT) -> None:
+def save_snapshot(folder: Path, network: Network) -> None:
     """Write the network's weights and config to `folder`, all or nothing; `load_snapshot` reads them.
 
     Raises:
@@ -65,22 +68,22 @@ def save_snapshot(folder: Path, network: UViT) -> None:
         raise MaskDMError(f"{folder}: cannot save the weights: {reason(error)}") from error
 
 
-def load_snapshot(folder: Path, device: torch.device) -> UViT:
-    """The network saved in `folder`, on `device`; every weight must be there and fit.
+def load_snapshot(folder: Path, device: torch.device) -> Network:
+    """The network saved in `folder`, of the class its config names, on `device`; every weight must be there and fit.
 
     Raises:
         MaskDMError: the folder lacks a file, or a file is corrupt or does not fit the config.
     """
     if not folder.is_dir():
         raise MaskDMError(f"{folder}: no such folder; allowed: one with config.json and safetensors")
+    with reading(config := folder / "config.json", REMEDY):
+        kind = network_class(str(dict(json.loads(config.read_bytes()))["_class_name"]))
     try:
-        network, loading = UViT.from_pretrained(
+        network, loading = kind.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # OSError, SafetensorError, RuntimeError: all mean the folder is unusable
-        raise MaskDMError(
-            f"{folder}: no usable weights: {reason(error)}; `dvc repro -f` with the stage that writes it makes it again"
-        ) from error
+        raise MaskDMError(f"{folder}: no usable weights: {reason(error)}; {REMEDY}") from error
     wrong = [name for names in loading.values() for name in names]
     if wrong:
         raise MaskDMError(f"{folder}: the weights do not fit the config: {wrong[0]} (of {len(wrong)})")
@@ -92,7 +95,7 @@ def snapshot_folder(folder: Path, share: float) -> Path:
     return folder / "snapshots" / f"{round(1000 * share):04d}"
 
 
-def network_sha256(network: UViT) -> str:
+def network_sha256(network: Network) -> str:
     """A hash of all weights, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

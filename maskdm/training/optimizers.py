@@ -9,6 +9,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from maskdm.config.recipe import Optimisation
 from maskdm.networks.network import Network
+from maskdm.runtime.errors import MaskDMError
 
 
 def make_optimizers(network: Network, settings: Optimisation, added: Iterable[Tensor] = ()) -> list[Optimizer]:
@@ -18,8 +19,13 @@ def make_optimizers(network: Network, settings: Optimisation, added: Iterable[Te
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
     one. Scaled to the size of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982) it shares AdamW's learning rate.
+
+    Raises:
+        MaskDMError: Muon is asked for, and there is nothing that it could update.
     """
     muon = network.matrices() if settings.optimizer == "muon" else []
+    if settings.optimizer == "muon" and not muon:
+        raise MaskDMError("optimizer=muon, but the network has no matrices for it; allowed: adamw")
     left = parameter_groups(network, settings.weight_decay, without=muon)
     if added := list(added):
         left.append({"params": added, "weight_decay": 0.0})
@@ -72,11 +78,11 @@ def ema_decay(settings: Optimisation, step: float, steps: float) -> float:
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, without: list[Tensor]) -> list[dict[str, object]]:
-    """Weights of linear layers decay; biases, norms and embeddings (of positions and labels) do not."""
+    """Weights of linear layers and convolutions decay; biases, norms and embeddings do not."""
     excluded = {id(p) for p in without}
-    linear = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear)}
+    decaying = {id(m.weight) for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     left = [p for p in network.parameters() if id(p) not in excluded]
     return [
-        {"params": [p for p in left if id(p) in linear], "weight_decay": weight_decay},
-        {"params": [p for p in left if id(p) not in linear], "weight_decay": 0.0},
+        {"params": [p for p in left if id(p) in decaying], "weight_decay": weight_decay},
+        {"params": [p for p in left if id(p) not in decaying], "weight_decay": 0.0},
     ]

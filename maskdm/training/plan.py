@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskdm.config.comparison import Phase, removed_share
 from maskdm.config.masks import Mask
 from maskdm.config.method import Group
-from maskdm.config.params import BUDGET_TOLERANCE, Data, Model, Params
+from maskdm.config.networks import Model
+from maskdm.config.params import BUDGET_TOLERANCE, Data, Params
 from maskdm.config.recipe import Handover, Optimisation, Recipe
 from maskdm.methods.drop import DROP
 from maskdm.methods.method import Method, Trainee, View
+from maskdm.networks.catalogue import NETWORKS
 from maskdm.networks.network import Network
-from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.optimizers import make_optimizers
 
@@ -77,16 +78,13 @@ class PhasePlan:
         return self.start_flops + step * self.step_flops
 
 
-def build_network(model: Model, data: Data, num_classes: int | None) -> UViT:
+def build_network(model: Model, data: Data, num_classes: int | None) -> Network:
     """The network that the settings describe, with freshly drawn weights (from torch's global generator)."""
-    return UViT(
+    return NETWORKS[model.name](
         image_size=(data.image_size, data.image_size),
         in_channels=data.channels,
-        patch_size=model.patch_size,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_heads=model.num_heads,
         num_classes=num_classes if model.class_conditional else None,
+        **model.sizes(),
     )
 
 
@@ -142,12 +140,18 @@ def plan_finetune(params: Params, recipe: Recipe, arm: str) -> PhasePlan:
     """The last phase of `arm`: what those before left of the budget, in whole steps.
 
     Raises:
-        MaskDMError: whole steps miss the budget by more than half of `BUDGET_TOLERANCE`, which is for two arms.
+        MaskDMError: whole steps miss the budget by more than half of `BUDGET_TOLERANCE`, which is for two arms; or
+            samples are to be guided by a network that has not learnt to predict without a label.
     """
     pretrain = plan_pretrain(params, recipe, arm)
     before = pretrain[-1] if pretrain else None
     rest = params.budget.train_flops - (before.train_flops(before.steps) if before else 0.0)
     plan = _plan_phase(params, recipe, params.arms[arm][-1], rest, before, params.budget.train_flops, None)
+    if params.sampling.guidance_scale != 1 and not plan.optimisation.label_dropout:
+        raise MaskDMError(
+            f"sampling.guidance_scale={params.sampling.guidance_scale:g} with label_dropout=0 in the last phase of arm "
+            f"{arm}; allowed: 1, or a label_dropout above 0, by which the network learns to predict without a label"
+        )
     missed = abs(plan.train_flops(plan.steps) / params.budget.train_flops - 1)
     if missed > BUDGET_TOLERANCE / 2:
         raise MaskDMError(
@@ -185,9 +189,13 @@ def _plan_phase(
     Its schedule ends when the arm has spent `schedule_end` FLOPs.
 
     Raises:
-        MaskDMError: it would go on with the state of another optimiser.
+        MaskDMError: it would go on with the state of another optimiser, or drop labels that there are not.
     """
     optimisation = phase.optimisation(recipe)
+    if optimisation.label_dropout and not params.model.class_conditional:
+        raise MaskDMError(
+            f"label_dropout={optimisation.label_dropout:g} with model.class_conditional=false; allowed: 0"
+        )
     method = method_of(phase)
     groups = method.groups(phase.batch_size, phase.mask)
     flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, method, groups)
@@ -201,7 +209,7 @@ def _plan_phase(
         index=before.index + 1 if before else 0,
         mask=phase.mask,
         method=method,
-        removed=removed_share(phase, params.grid, params.model.depth),
+        removed=removed_share(phase, params.grid, params.model.blocks),
         positions=phase.positions,
         batch_size=phase.batch_size,
         steps=steps,

@@ -95,12 +95,13 @@ class Views:
         processes: int,
     ) -> None:
         self.plan, self.schedule, self.device, self.share, self.processes = plan, schedule, device, share, processes
-        self.patch_size, self.grid = network.patch_size, network.grid
+        self.network = network
         self.parts = own_parts(plan.groups, share)
 
     def __call__(self, images: Tensor, labels: Tensor | None, random: torch.Generator) -> list[Drawn]:
         """What each group of this process's images, uint8 `[b, C, H, W]` with labels `[b]`, shows in one step."""
-        tokens = patchify(self._mirrored(images, random), self.patch_size)
+        tokens = patchify(self._mirrored(images, random), self.network.patch_size)
+        labels = None if labels is None else self._dropped(labels, random)
         return [self._draw(part, tokens, labels, random) for part in self.parts]
 
     def _mirrored(self, images: Tensor, random: torch.Generator) -> Tensor:
@@ -109,9 +110,17 @@ class Views:
         chance = torch.rand(self.plan.batch_size, generator=random, device=self.device)[self.share]
         return torch.where((chance < self.plan.optimisation.hflip)[:, None, None, None], images.flip(-1), images)
 
+    def _dropped(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """A share of the labels replaced by "no label" (classifier-free guidance: Ho & Salimans 2022)."""
+        share = self.plan.optimisation.label_dropout
+        if not share:  # nothing is drawn: settings without it keep their numbers
+            return labels
+        chance = torch.rand(self.plan.batch_size, generator=random, device=self.device)[self.share]
+        return torch.where(chance < share, self.network.no_label, labels)
+
     def _draw(self, part: Part, tokens: Tensor, labels: Tensor | None, random: torch.Generator) -> Drawn:
         group, method = part.group, self.plan.method
-        drawn = draw(group, method, self.grid, random)
+        drawn = draw(group, method, self.network.grid, random)
         ids_keep, chance = (None if one is None else one[part.own] for one in (drawn.ids_keep, drawn.chance))
         x_0 = to_unit_range(method.visible(tokens[part.images], ids_keep))
         t = self._draw_timesteps(group, random)[part.own]

@@ -72,6 +72,8 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("arms.staged", [], "arms.staged=[]"),
         ("baseline", "none", "baseline=none; allowed: a key of arms"),
         ("sampling.eta", 2.0, "sampling.eta=2.0"),
+        ("sampling.guidance_scale", -1.0, "sampling.guidance_scale=-1.0"),
+        ("sampling.guidance_scale", 2, "sampling.guidance_scale=2 with model.class_conditional=false; allowed: 1"),
         ("sampling.sampler", "euler", "sampling.sampler='euler'"),
         ("evaluation.kid_subset_size", 1000, "kid_subset_size=1000; allowed: at most"),
         ("seeds", [0, -1], "seeds.1=-1"),
@@ -166,9 +168,9 @@ def test_a_control_is_right_if_its_batch_is_the_nearest_in_tokens(
     nearest = min(abs(images * whole - tokens) for images in range(1, 65))
     right = abs(control * whole - tokens) == nearest
     arms = {"arms": {"arm": arm, "control": own}, "controls": {"control": "arm"}, "baseline": "arm"}
-    comparison = Params.model_validate(PARAMS).model_copy(update=arms)
+    params = Params.model_validate(PARAMS)
     try:
-        comparison.check_network((side, side), 1)
+        params.model_copy(update=arms).check_network(params.model, (side, side))
     except ValueError as error:
         assert "batch_size" in str(error)  # noqa: PT017
         assert not right

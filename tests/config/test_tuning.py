@@ -36,7 +36,7 @@ def test_a_path_leads_to_a_setting_of_the_arm_the_recipe_or_the_network(params: 
     chosen = {"recipe.optimisation.betas.1": 0.95, "model.depth": 5, "arm.0.batch_size": 4}
     own, found = tuning([{"batch_size": 8}]).settings("arm", params, recipe, chosen)
     assert found.optimisation.betas == (recipe.optimisation.betas[0], 0.95)
-    assert (own.model.depth, own.arms["arm"][0].batch_size) == (5, 4)
+    assert (own.model.blocks, own.arms["arm"][0].batch_size) == (5, 4)
     assert list(own.arms) == ["arm"]
     assert own.seeds == params.seeds
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.config.params import Sampling
-from maskdm.evaluation.sampling import sample_images, sample_tokens, to_pixels
+from maskdm.evaluation.sampling import guided_prediction, sample_images, sample_tokens, to_pixels
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
 from maskdm.training.objective import noise_schedule
@@ -14,10 +14,9 @@ from maskdm.training.objective import noise_schedule
 ALL_SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0), ("unipc", 0.0)]
 
 
-def sampling(sampler: str, eta: float = 0.0, steps: int = 10, batch_size: int = 4) -> Sampling:
-    return Sampling.model_validate(
-        {"sampler": sampler, "num_inference_steps": steps, "eta": eta, "batch_size": batch_size}
-    )
+def sampling(sampler: str, eta: float = 0.0, steps: int = 10, batch_size: int = 4, scale: float = 1.0) -> Sampling:
+    settings = {"sampler": sampler, "num_inference_steps": steps, "eta": eta, "batch_size": batch_size}
+    return Sampling.model_validate(settings | {"guidance_scale": scale})
 
 
 class Knows(nn.Module):
@@ -115,16 +114,72 @@ def test_an_image_depends_on_its_seed_and_not_on_the_batch(network: UViT, sample
     assert not np.array_equal(one, sample_images(network, schedule, sampling(sampler, eta), range(6), seed=4))
 
 
-def test_labels_reach_their_images() -> None:
+@pytest.fixture
+def labelled() -> UViT:
+    """With two classes, and labels that matter."""
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2, num_classes=2)
     with torch.no_grad():
         network.label_embed.weight.mul_(50)
+    return network
+
+
+def test_labels_reach_their_images(labelled: UViT) -> None:
+    network = labelled
     schedule = noise_schedule(100, "linear", "epsilon")
     labels = torch.tensor([0, 0, 1, 1, 0])
     mixed = sample_images(network, schedule, sampling("ddim", batch_size=2), range(5), 0, labels)
     zeros = sample_images(network, schedule, sampling("ddim", batch_size=2), range(5), 0, torch.zeros_like(labels))
     same = [np.array_equal(a, b) for a, b in zip(mixed, zeros, strict=True)]
     assert same == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(("sampler", "eta"), ALL_SAMPLERS)
+def test_guidance_by_1_is_sampling_with_labels_and_by_0_without(labelled: UViT, sampler: str, eta: float) -> None:
+    schedule, labels = noise_schedule(100, "squaredcos_cap_v2", "v_prediction"), torch.tensor([0, 1, 1])
+    passes: list[int] = []
+    labelled.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+
+    def sampled(scale: float, labels: Tensor) -> Tensor:
+        passes.clear()
+        settings = sampling(sampler, eta, scale=scale)
+        return sample_tokens(labelled, schedule, settings, [generator("cpu", i) for i in "abc"], labels)
+
+    sampled(1.0, labels)
+    assert set(passes) == {3}, "no second pass"
+    without = sampled(1.0, torch.full_like(labels, labelled.no_label))
+    torch.testing.assert_close(sampled(0.0, labels), without, rtol=1e-4, atol=1e-4)
+    assert set(passes) == {6}, "both in one batch"
+    assert not torch.allclose(without, sampled(1.0, labels), atol=1e-3)
+
+
+def test_a_step_is_linear_in_the_scale_of_guidance(labelled: UViT) -> None:
+    x_t, t, labels = torch.randn(3, 16, 4), torch.tensor([5, 50, 95]), torch.tensor([0, 1, 0])
+    by = {scale: guided_prediction(labelled, x_t, t, labels, scale) for scale in (0.0, 1.0, 2.5)}
+    torch.testing.assert_close(by[1.0], labelled(x_t, t, labels=labels))
+    torch.testing.assert_close(by[0.0], labelled(x_t, t, labels=torch.full((3,), labelled.no_label)))
+    torch.testing.assert_close(by[2.5], by[0.0] + 2.5 * (by[1.0] - by[0.0]), rtol=1e-4, atol=1e-5)
+
+
+def test_guiding_v_is_guiding_epsilon(labelled: UViT) -> None:
+    schedule = noise_schedule(100, "linear", "v_prediction")
+    x_t, t, labels = torch.randn(3, 16, 4), torch.tensor([5, 50, 95]), torch.tensor([0, 1, 0])
+
+    class Epsilon(UViT):  # type: ignore[misc]  # diffusers ships no types
+        def forward(self, x_t: Tensor, t: Tensor, *rest: Any, **named: Any) -> Tensor:
+            abar = schedule.alphas_cumprod[t][:, None, None]
+            return abar.sqrt() * super().forward(x_t, t, *rest, **named) + (1 - abar).sqrt() * x_t
+
+    epsilon = Epsilon(**labelled.config)
+    epsilon.load_state_dict(labelled.state_dict())
+    abar = schedule.alphas_cumprod[t][:, None, None]
+    v = guided_prediction(labelled, x_t, t, labels, 3.0)
+    expected = guided_prediction(epsilon, x_t, t, labels, 3.0)
+    torch.testing.assert_close(abar.sqrt() * v + (1 - abar).sqrt() * x_t, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_without_labels_is_refused(network: UViT) -> None:
+    with pytest.raises(ValueError, match="scale=2 without labels; allowed: 1"):
+        guided_prediction(network, torch.randn(1, 16, 4), torch.tensor([5]), None, 2.0)
 
 
 def test_pixels_are_clipped_and_rounded() -> None:

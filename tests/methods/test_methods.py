@@ -16,18 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskdm.config.comparison import Phase
 from maskdm.config.method import Group, allot, names
 from maskdm.config.params import Params
+from maskdm.config.reading import validated
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.methods.coarse import Coarse, averaged
 from maskdm.methods.drop import DROP
 from maskdm.methods.method import Trainee, View
-from maskdm.networks.network import Stream
+from maskdm.networks.dit import DiT
+from maskdm.networks.network import Network, Stream, Transformer
 from maskdm.networks.patches import patchify
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.loop import PhaseTrainer
 from maskdm.training.objective import noise_schedule
-from maskdm.training.plan import PhasePlan, arm_plans, group_flops, method_of
+from maskdm.training.plan import PhasePlan, arm_plans, build_network, group_flops, method_of
 from maskdm.training.views import Views, own_parts
 from tests.conftest import PARAMS
 
@@ -58,29 +60,36 @@ def phase(name: str, **changes: Any) -> Phase:
     return Phase.model_validate({**PHASES[name], "share": 0.4, "batch_size": BATCH, **changes})
 
 
-def plans(name: str, recipe: Recipe, last: str | None = None, **model: Any) -> tuple[PhasePlan, ...]:
+def plans(name: str, recipe: Recipe, last: str | None = None, *, network: Transformer) -> tuple[PhasePlan, ...]:
     """Of a phase of the method, and one of whole images or of another method."""
     end = Phase(batch_size=8) if last is None else phase(last, share=None)
     params = Params.model_validate(
         PARAMS
         | {"arms": {"arm": [phase(name), end]}, "baseline": "arm", "budget": {"train_flops": 3e10, "snapshots": [1.0]}}
-        | {"model": PARAMS["model"] | {"depth": 5} | model}
+        | {"model": PARAMS["model"] | {"depth": 5, "name": name_of(network)}}
     )
     return tuple(
         replace(plan, steps=4, heldout_steps=(4,), snapshot_steps={}) for plan in arm_plans(params, recipe, "arm")
     )
 
 
-@pytest.fixture
-def network() -> UViT:
+@pytest.fixture(params=[UViT, DiT])
+def network(request: pytest.FixtureRequest) -> Transformer:
     """16 tokens of 2x2 pixels and 5 blocks, away from its symmetric start."""
-    network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=5, num_heads=2)
+    network: Transformer = request.param(
+        image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=5, num_heads=2
+    )
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.1)
     return network
 
 
-def drawn(plan: PhasePlan, network: UViT, share: slice = slice(0, BATCH), processes: int = 1) -> Any:
+def name_of(network: Transformer) -> str:
+    """As settings call it."""
+    return "uvit" if network.has_long_skips else "dit"
+
+
+def drawn(plan: PhasePlan, network: Network, share: slice = slice(0, BATCH), processes: int = 1) -> Any:
     views = Views(plan, network, noise_schedule(100, "linear", "epsilon"), torch.device("cpu"), share, processes)
     images = torch.randint(256, (BATCH, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return views(images[share], None, torch.Generator().manual_seed(2))
@@ -100,7 +109,7 @@ def whole_view(group: Group, ids_keep: Tensor | None) -> View:
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_with_all_tokens_kept_it_is_dense_training(name: str, network: UViT) -> None:
+def test_with_all_tokens_kept_it_is_dense_training(name: str, network: Transformer) -> None:
     order = torch.rand(4, 16).argsort(dim=1)
     method = method_of(phase(name))
     view = whole_view(Group(4), order)
@@ -113,7 +122,7 @@ def test_with_all_tokens_kept_it_is_dense_training(name: str, network: UViT) -> 
 
 
 @pytest.mark.parametrize("name", ["mixed_crops", "coarse, patch, noisy", "sized_to_noise"])
-def test_whole_images_in_a_batch_are_trained_densely(name: str, network: UViT) -> None:
+def test_whole_images_in_a_batch_are_trained_densely(name: str, network: Transformer) -> None:
     view = whole_view(Group(4), None)
     [dense] = Trainee(network, DROP)([view])
     [own] = Trainee(network, method_of(phase(name)))([view])
@@ -124,8 +133,8 @@ def test_whole_images_in_a_batch_are_trained_densely(name: str, network: UViT) -
 
 
 @pytest.mark.parametrize("name", PHASES)
-def test_a_step_costs_what_the_plan_says(name: str, network: UViT, recipe: Recipe) -> None:
-    plan = plans(name, recipe)[0]
+def test_a_step_costs_what_the_plan_says(name: str, network: Transformer, recipe: Recipe) -> None:
+    plan = plans(name, recipe, network=network)[0]
     trainee = Trainee(network, plan.method)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         losses = trainee([one.view for one in drawn(plan, network)])
@@ -160,8 +169,8 @@ def test_the_default_network_costs_less_by_as_much_as_the_blocks_see_less(
 
 
 @pytest.mark.parametrize("name", PHASES)
-def test_gradients_reach_what_takes_part_and_nothing_else(name: str, network: UViT, recipe: Recipe) -> None:
-    plan = plans(name, recipe)[0]
+def test_gradients_reach_what_takes_part_and_nothing_else(name: str, network: Transformer, recipe: Recipe) -> None:
+    plan = plans(name, recipe, network=network)[0]
     trainee = Trainee(network, plan.method)
     losses = trainee([one.view for one in drawn(plan, network)])
     torch.cat([own.total for own in losses]).sum().backward()
@@ -172,7 +181,7 @@ def test_gradients_reach_what_takes_part_and_nothing_else(name: str, network: UV
 
 
 @pytest.mark.parametrize("name", ["drop", "encode_decode"])
-def test_a_removed_token_cannot_change_the_prediction_of_a_kept_one(name: str, network: UViT) -> None:
+def test_a_removed_token_cannot_change_the_prediction_of_a_kept_one(name: str, network: Transformer) -> None:
     method = method_of(phase(name))
     trainee = Trainee(network, method)
     ids_keep = torch.rand(4, 16).argsort(dim=1)[:, :8]
@@ -205,7 +214,7 @@ def test_a_detour_with_loops() -> None:
     assert torch.equal(back.skips[0], stream.skips[0])
 
 
-def test_averaging_with_loops(network: UViT) -> None:
+def test_averaging_with_loops(network: Transformer) -> None:
     images = torch.randn(3, 1, 8, 8)
     view = replace(whole_view(Group(3, factor=2), None), x_t=patchify(images, 2), target=patchify(images, 2))
     found = averaged(view, network)
@@ -218,7 +227,7 @@ def test_averaging_with_loops(network: UViT) -> None:
     assert torch.equal(found.x_t, found.target)
 
 
-def test_larger_patches_begin_as_the_networks_own_for_equal_tokens_and_fold_back(network: UViT) -> None:
+def test_larger_patches_begin_as_the_networks_own_for_equal_tokens_and_fold_back(network: Transformer) -> None:
     method = method_of(phase("coarse, patch"))
     trainee = Trainee(network, method)
     token = torch.randn(4, 1, 4)
@@ -251,8 +260,8 @@ def test_images_are_allotted_as_nearly_as_whole_numbers_can() -> None:
         allot([1, 1, 1], 2)
 
 
-def test_time_steps_belong_to_the_level_of_their_group(network: UViT, recipe: Recipe) -> None:
-    plan = plans("sized_to_noise", recipe)[0]
+def test_time_steps_belong_to_the_level_of_their_group(network: Transformer, recipe: Recipe) -> None:
+    plan = plans("sized_to_noise", recipe, network=network)[0]
     levels = [0, 20, 60, 100]
     for one, low, high in zip(drawn(plan, network), levels, levels[1:], strict=False):
         assert ((low <= one.view.t) & (one.view.t < high)).all()
@@ -260,8 +269,10 @@ def test_time_steps_belong_to_the_level_of_their_group(network: UViT, recipe: Re
 
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("name", PHASES)
-def test_processes_together_take_the_step_of_one(name: str, processes: int, network: UViT, recipe: Recipe) -> None:
-    plan = plans(name, recipe)[0]
+def test_processes_together_take_the_step_of_one(
+    name: str, processes: int, network: Transformer, recipe: Recipe
+) -> None:
+    plan = plans(name, recipe, network=network)[0]
 
     def gradients(share: slice, count: int) -> Iterator[Tensor]:
         trainee = Trainee(copy.deepcopy(network), plan.method)
@@ -284,7 +295,7 @@ def test_a_process_without_an_image_of_a_group_is_refused() -> None:
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def trainer(plan: PhasePlan, folder: Path, data: PreparedData, network: UViT, **settings: Any) -> PhaseTrainer:
+def trainer(plan: PhasePlan, folder: Path, data: PreparedData, network: Transformer, **settings: Any) -> PhaseTrainer:
     schedule = noise_schedule(100, "squaredcos_cap_v2", "v_prediction")
     return PhaseTrainer(
         copy.deepcopy(network), schedule, data, plan, lambda _: 0.5, 0, folder, lambda _: None, **settings
@@ -297,9 +308,9 @@ def weights(one: PhaseTrainer) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", PHASES)
 def test_a_resumed_phase_ends_as_a_whole_one(
-    name: str, network: UViT, data: PreparedData, recipe: Recipe, tmp_path: Path
+    name: str, network: Transformer, data: PreparedData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    plan = plans(name, recipe)[0]
+    plan = plans(name, recipe, network=network)[0]
     whole = trainer(plan, tmp_path / "whole", data, network)
     whole.run()
     half = trainer(replace(plan, steps=2, heldout_steps=(2,)), tmp_path / "half", data, network)
@@ -311,9 +322,9 @@ def test_a_resumed_phase_ends_as_a_whole_one(
 
 @pytest.mark.parametrize("last", [None, "sparse_dense", "encode_decode"])
 def test_the_next_phase_takes_over_the_network_and_what_its_own_method_has_added(
-    last: str | None, network: UViT, data: PreparedData, recipe: Recipe, tmp_path: Path
+    last: str | None, network: Transformer, data: PreparedData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    first_plan, second_plan = plans("sparse_dense", recipe, last)
+    first_plan, second_plan = plans("sparse_dense", recipe, last, network=network)
     first = trainer(first_plan, tmp_path, data, network)
     result = first.run()
     second = trainer(second_plan, tmp_path, data, network, before=result.state)
@@ -330,9 +341,9 @@ def test_the_next_phase_takes_over_the_network_and_what_its_own_method_has_added
 
 
 def test_larger_patches_are_folded_into_what_is_handed_over(
-    network: UViT, data: PreparedData, recipe: Recipe, tmp_path: Path
+    network: Transformer, data: PreparedData, recipe: Recipe, tmp_path: Path
 ) -> None:
-    plan, dense = plans("coarse, patch", recipe)
+    plan, dense = plans("coarse, patch", recipe, network=network)
     before = network.patch_embed.weight.detach().clone()
     one = trainer(plan, tmp_path, data, network)
     result = one.run()
@@ -342,6 +353,36 @@ def test_larger_patches_are_folded_into_what_is_handed_over(
     next_one = trainer(dense, tmp_path, data, network, before=result.state)
     folded = one.trainee.weights["embed_weight"].unflatten(1, (4, 4)).sum(dim=1)
     torch.testing.assert_close(next_one.network.patch_embed.weight, folded)
+
+
+# --- a network that has no blocks to tell apart -------------------------------------------------------------
+
+UNET = {"name": "unet", "patch_size": 2, "block_out_channels": [4, 8], "layers_per_block": 1, "attention_levels": []}
+
+
+@pytest.mark.parametrize("name", ["mixed_crops", "coarse", "sized_to_noise"])
+def test_methods_that_show_all_blocks_the_same_run_on_a_convolutional_network(name: str, recipe: Recipe) -> None:
+    model = UNET | {"class_conditional": False}
+    settings = PARAMS | {"model": model, "arms": {"arm": [phase(name), Phase(batch_size=8)]}, "baseline": "arm"}
+    params = Params.model_validate(settings | {"budget": {"train_flops": 3e10, "snapshots": [1.0]}})
+    plan = arm_plans(params, recipe, "arm")[0]
+    network = build_network(params.model, params.data, None)
+    trainee = Trainee(network, plan.method)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        losses = trainee([one.view for one in drawn(plan, network)])
+        torch.cat([own.total for own in losses]).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(BATCH * plan.flops_per_image, rel=1e-9)
+    assert plan.flops_per_image < arm_plans(params, recipe, "arm")[1].flops_per_image
+    assert all(weight.grad is not None for weight in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["defer", "encode_decode", "route", "sparse_dense", "coarse, patch"])
+def test_methods_that_tell_blocks_apart_are_refused_there(name: str) -> None:
+    model = UNET | {"class_conditional": False}
+    settings = PARAMS | {"model": model, "arms": {"arm": [phase(name), Phase(batch_size=8)]}, "baseline": "arm"}
+    message = rf"arms\.arm\[0\]\.method\.name={name.split(',')[0]} with model\.name=unet; allowed: a method that shows"
+    with pytest.raises(MaskDMError, match=message):
+        validated(Params, settings, "params.yaml")
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -376,8 +417,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_a_method_that_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> None:
-    from maskdm.config.reading import validated
-
     own = {"share": 0.4, "batch_size": 8, **changes}
     settings = PARAMS | {"model": PARAMS["model"] | {"depth": 5}, "arms": {"arm": [own, {"batch_size": 8}]}}
     with pytest.raises(MaskDMError, match=message) as error:

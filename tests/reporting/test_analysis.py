@@ -207,6 +207,14 @@ def test_samples_and_the_floor_are_measured_alike(params: Params) -> None:
         analysis.measured_with("default", params, records)
 
 
+def test_rows_that_know_no_guidance_are_of_samples_without_it(params: Params) -> None:
+    records = make_records(params)
+    assert analysis.measured_with("default", params, records)["guidance_scale"] == 1
+    analysis.find_trial("default", "block90", 2, records)[0].history[-1]["guidance_scale"] = 2.0
+    with pytest.raises(MaskDMError, match=r"block90/2: guidance_scale=2\.0; allowed: 1\.0, as in the other trials$"):
+        analysis.measured_with("default", params, records)
+
+
 @hypothesis.settings(max_examples=5, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_no_wall_time_moves_a_number_or_a_word(random: Random) -> None:

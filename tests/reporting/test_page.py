@@ -226,6 +226,9 @@ def test_the_page_names_what_was_compared_and_how_it_was_measured(params: Params
 def test_fid_is_no_stand_in_and_without_controls_none_is_explained(params: Params) -> None:
     setup = analysed(params).measured_with
     assert "stand-in" not in page.definitions(params, "fid", make_times(params), setup, analysis.MEASURES)
+    assert "guidance" not in page.definitions(params, "fid", make_times(params), setup, analysis.MEASURES)
+    guided = setup | {"sampler": "unipc", "guidance_scale": 2.0}
+    assert "steps, guidance scale 2; " in page.definitions(params, "fid", make_times(params), guided, analysis.MEASURES)
     bare = only("scratch", "crop3")
     assert "**control**" not in page.definitions(bare, "fid", make_times(params), setup, analysis.MEASURES)
     assert "dashed" in page.figure("default/curves", params)

@@ -154,6 +154,10 @@ def write_settings(folder: Path, **changes: Any) -> Path:
         ({"num_heads": 3}, "swiss_roll: embed_dim=8; allowed: an even multiple of num_heads=3"),
         ({"depth": 2}, "swiss_roll: depth=2; allowed: an odd number"),
         (
+            {"sampling": TOY["sampling"] | {"guidance_scale": 2.0}},
+            "swiss_roll: sampling.guidance_scale=2; allowed: 1, there are no classes",
+        ),
+        (
             {"recipe": TOY["recipe"] | {"optimisation": TOY["recipe"]["optimisation"] | {"decay": 0.3}}},
             "swiss_roll.recipe.optimisation.decay is not a known key",
         ),

@@ -84,6 +84,17 @@ def test_a_full_disk_keeps_the_previous_snapshot(
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
+def test_a_network_of_a_class_that_is_not_known_is_named(tmp_path: Path, network: UViT) -> None:
+    save_snapshot(tmp_path / "weights", network)
+    config = tmp_path / "weights" / "config.json"
+    config.write_text(config.read_text().replace('"UViT"', '"Mamba"'))
+    with pytest.raises(MaskDMError, match=r"config\.json: .*_class_name=Mamba; allowed: UViT, DiT, UNet"):
+        load_snapshot(tmp_path / "weights", CPU)
+    config.write_text("{}")
+    with pytest.raises(MaskDMError, match=r"config\.json: cannot read it: '_class_name'"):
+        load_snapshot(tmp_path / "weights", CPU)
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
 def test_unusable_weights_are_named(tmp_path: Path, network: UViT, damage: str) -> None:
     folder = tmp_path / "weights"

@@ -284,6 +284,51 @@ def test_a_network_with_classes_trains_on_the_labels_of_its_images(
     assert not torch.equal(before, network.label_embed.weight)
 
 
+def labelled_trainer(params: Params, recipe: Recipe, data: PreparedData, folder: Path, share: float) -> PhaseTrainer:
+    """A dense phase of a network with 4 classes, that drops a share of the labels."""
+    network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2, num_classes=4)
+    schedule = noise_schedule(100, "linear", "epsilon")
+    heldout = make_heldout_loss(network, schedule, data, 32, 0, torch.device("cpu"))
+    changed = params.model_copy(update={"model": params.model.model_copy(update={"class_conditional": True})})
+    optimisation = recipe.optimisation.model_copy(update={"label_dropout": share})
+    plan = plan_finetune(changed, recipe.model_copy(update={"optimisation": optimisation}), "scratch")
+    plan = replace(plan, batch_size=1000, steps=2, heldout_steps=(2,), snapshot_steps={})
+    return PhaseTrainer(network, schedule, data, plan, heldout, 0, folder, lambda _: None)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_labels_is_dropped_in_training(
+    params: Params, recipe: Recipe, data: PreparedData, tmp_path: Path, share: float
+) -> None:
+    trainer = labelled_trainer(params, recipe, data, tmp_path, share)
+    seen: list[torch.Tensor] = []
+    trainer.network.register_forward_pre_hook(lambda _, args: seen.append(args[3]))
+    labels = torch.arange(1000) % 4
+    trainer.train_step(torch.randint(256, (1000, 1, 8, 8), dtype=torch.uint8), labels)
+    dropped = seen[0] == trainer.network.no_label
+    assert dropped.float().mean().item() == pytest.approx(share, abs=0.05)
+    assert torch.equal(seen[0][~dropped], labels[~dropped])
+    moments = trainer.optimizers[0].state[trainer.network.label_embed.weight]["exp_avg"].abs().sum(1)
+    assert (moments[:4] > 0).all() == (share < 1)
+    assert (moments[4] > 0) == (share > 0)
+
+
+def test_dropping_labels_moves_no_other_draw_and_not_the_heldout_loss(
+    params: Params, recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    told = labelled_trainer(params, recipe, data, tmp_path / "told", 0.0)
+    torch.manual_seed(0)
+    untold = labelled_trainer(params, recipe, data, tmp_path / "untold", 0.5)
+    assert told.heldout_loss(told.network) == untold.heldout_loss(untold.network)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for trainer in (told, untold):
+        trainer.network.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[1])))
+        trainer.train_step(torch.arange(64000).reshape(1000, 1, 8, 8).to(torch.uint8), torch.arange(1000) % 4)
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_too_many_heldout_images_are_named(network: UViT, data: PreparedData) -> None:
     with pytest.raises(MaskDMError, match=r"heldout\.images=65; allowed: at most 64"):
         make_heldout_loss(network, noise_schedule(100, "linear", "epsilon"), data, 65, 0, torch.device("cpu"))

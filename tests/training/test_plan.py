@@ -140,6 +140,22 @@ def test_a_budget_too_small_for_whole_steps_is_rejected(settings: dict[str, Any]
         plan_finetune(Params.model_validate(settings), recipe, "scratch")
 
 
+def test_dropping_labels_needs_labels_and_guidance_needs_dropped_labels(
+    settings: dict[str, Any], recipe: Recipe
+) -> None:
+    settings["arms"]["patch75"][0]["override"] = {"label_dropout": 0.1}
+    with pytest.raises(MaskDMError, match=r"^label_dropout=0\.1 with model\.class_conditional=false; allowed: 0$"):
+        plan_pretrain(Params.model_validate(settings), recipe, "patch75")
+    settings["model"]["class_conditional"] = True
+    assert plan_pretrain(Params.model_validate(settings), recipe, "patch75")[0].optimisation.label_dropout == 0.1
+    settings["sampling"]["guidance_scale"] = 2.0
+    says = r"^sampling\.guidance_scale=2 with label_dropout=0 in the last phase of arm patch75; allowed: 1, or "
+    with pytest.raises(MaskDMError, match=says):
+        plan_finetune(Params.model_validate(settings), recipe, "patch75")
+    settings["arms"]["patch75"][1]["override"] = {"label_dropout": 0.1}
+    assert plan_finetune(Params.model_validate(settings), recipe, "patch75").optimisation.label_dropout == 0.1
+
+
 def test_a_phase_overrides_the_recipe(settings: dict[str, Any], recipe: Recipe) -> None:
     settings["arms"]["patch75"][-1]["override"] = {"lr": 1e-5}
     params = Params.model_validate(settings)
