@@ -116,7 +116,7 @@ class UViT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships no
 
         Args:
             x_t: noisy tokens `[B, S, token_dim]`, those at `ids_keep`, or all `num_tokens` of them.
-            t: time steps `[B]`, 0 to T - 1.
+            t: times `[B]`, numbers of the size of time steps (0 to 1000, say), whole or not.
             ids_keep: place of each token on the grid, int64 `[B, S]`; None: all tokens, in order.
             labels: class of each image, int64 `[B]`; required exactly if the network has classes.
             positions: whether to tell the tokens their places; without, `ids_keep` is not read.

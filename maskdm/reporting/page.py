@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from maskdm.config.comparison import Comparison
+from maskdm.config.objective import objective_name
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, FLOOR, Row, ordered_arms
@@ -339,8 +340,8 @@ def _compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int 
 images of {"x".join(map(str, dataset["shape"]))}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Network**: U-ViT, width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, \
 {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
-- **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
-{recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
+- **Recipe** `{params.recipe}`: {objective_name(recipe.objective)}, \
+{optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training for each arm, with each of the seeds \
 {", ".join(map(str, params.seeds))}.
 - **Arms**: {listed(ordered_arms(params))}; the baseline is `{params.baseline}`."""

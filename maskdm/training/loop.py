@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,7 +29,8 @@ from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import Reporter, Status, bar_interval
 from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
-from maskdm.training.objective import HeldoutLoss, denoising_loss, min_snr_weights
+from maskdm.training.heldout import HeldoutLoss
+from maskdm.training.objective import Objective, denoising_loss
 from maskdm.training.optimizers import learning_rate, make_optimizers, update
 from maskdm.training.plan import PhasePlan
 
@@ -88,7 +88,7 @@ class PhaseTrainer:
 
     Args:
         network: on the device to train on; it holds the weights to start from, if there is no `before`.
-        schedule: noise schedule, which also says what the network predicts.
+        objective: what noise is added, and what the network predicts.
         data: the prepared images.
         plan: the phase.
         heldout_loss: measured on the EMA weights at the steps that the plan names.
@@ -103,7 +103,7 @@ class PhaseTrainer:
     def __init__(
         self,
         network: UViT,
-        schedule: DDPMScheduler,
+        objective: Objective,
         data: PreparedData,
         plan: PhasePlan,
         heldout_loss: Callable[[nn.Module], float],
@@ -115,7 +115,7 @@ class PhaseTrainer:
         watch: Callable[[Row], None] = lambda _: None,
         before: State | None = None,
     ) -> None:
-        self.network, self.schedule, self.data, self.plan = network, schedule, data, plan
+        self.network, self.objective, self.data, self.plan = network, objective, data, plan
         self.heldout_loss, self.seed, self.folder, self.log, self.watch = heldout_loss, seed, folder, log, watch
         self.checkpoint_seconds = checkpoint_seconds
         self.device = next(network.parameters()).device
@@ -277,18 +277,16 @@ class PhaseTrainer:
         return to_unit_range(gather_tokens(tokens, ids_keep)), ids_keep
 
     def _draw_timesteps(self, random: torch.Generator) -> Tensor:
-        """Time steps of the whole batch, uniform on 0 to T - 1: int64 `[batch_size]`."""
-        steps = self.schedule.config.num_train_timesteps
-        return torch.randint(steps, (self.plan.batch_size,), generator=random, device=self.device)
+        """Times of the whole batch, `[batch_size]`."""
+        return self.objective.draw_times(self.plan.batch_size, random)
 
     def _losses_of_images(
         self, x_0: Tensor, t: Tensor, noise: Tensor, ids_keep: Tensor | None, labels: Tensor | None
     ) -> Tensor:
         """What is minimised, for each image: `[b]`."""
         network = self.replica if self.plan.positions else partial(self.replica, positions=False)
-        losses = denoising_loss(network, self.schedule, x_0, t, noise, ids_keep, labels)
-        gamma = self.plan.optimisation.min_snr_gamma
-        return losses if gamma is None else min_snr_weights(self.schedule, t, gamma) * losses
+        losses = denoising_loss(network, self.objective, x_0, t, noise, ids_keep, labels)
+        return self.objective.weights(t, self.plan.optimisation.min_snr_gamma) * losses
 
     def _add_row(self) -> None:
         self.history.append(
@@ -358,7 +356,7 @@ class PhaseTrainer:
 
 def make_heldout_loss(
     network: UViT,
-    schedule: DDPMScheduler,
+    objective: Objective,
     data: PreparedData,
     num_images: int,
     seed: int,
@@ -377,4 +375,4 @@ def make_heldout_loss(
     if network.num_classes is not None and data.heldout_labels is not None:
         labels = torch.from_numpy(data.heldout_labels[:num_images].copy()).to(device)
     x_0 = to_unit_range(patchify(images, network.patch_size))
-    return HeldoutLoss(schedule, x_0, labels, generator("cpu", seed, "heldout"), processes=processes)
+    return HeldoutLoss(objective, x_0, labels, generator("cpu", seed, "heldout"), processes=processes)

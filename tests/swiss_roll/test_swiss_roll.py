@@ -36,9 +36,12 @@ TOY: dict[str, Any] = {
     "depth": 1,
     "num_heads": 2,
     "recipe": {
-        "num_train_timesteps": 100,
-        "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "v_prediction",
+        "objective": {
+            "name": "ddpm",
+            "num_train_timesteps": 100,
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "v_prediction",
+        },
         "optimisation": {
             "optimizer": "muon",
             "lr": 1e-2,
@@ -152,6 +155,10 @@ def write_settings(folder: Path, **changes: Any) -> Path:
         ({"finetune_steps": [5, 2]}, "swiss_roll: finetune_steps=[5, 2]; allowed: two or more ascending steps"),
         ({"num_heads": 3}, "swiss_roll: embed_dim=8; allowed: an even multiple of num_heads=3"),
         ({"depth": 2}, "swiss_roll: depth=2; allowed: an odd number"),
+        (
+            {"sampling": TOY["sampling"] | {"sampler": "euler"}},
+            "swiss_roll: sampling.sampler=euler with objective=ddpm; allowed: ddpm, ddim, dpm_solver, unipc",
+        ),
         (
             {"recipe": TOY["recipe"] | {"optimisation": TOY["recipe"]["optimisation"] | {"decay": 0.3}}},
             "swiss_roll.recipe.optimisation.decay is not a known key",
