@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from maskdm.config.comparison import Budget, Heldout, Phase, masks_in_words, num_tokens
 from maskdm.config.masks import BlockMask, CropMask, PatchMask, effective_mask_ratio
-from maskdm.config.objective import objective_name
+from maskdm.config.objective import SAMPLERS, objective_name
 from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_block, load_params, load_recipe, recipe_of
 from maskdm.config.recipe import Recipe
@@ -211,6 +211,22 @@ def test_a_mistake_in_a_recipe_is_one_line(tmp_path: Path, key: str, value: Any,
         load_recipe("mine", tmp_path)
     assert str(caught.value).startswith(f"{path}: {says}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["tuned", "flow", "edm"])
+def test_a_sampler_of_another_objective_is_refused(settings: dict[str, Any], recipe: str) -> None:
+    name = load_recipe(recipe, PROJECT).objective.name
+    for sampler in ("ddpm", "ddim", "dpm_solver", "unipc", "euler", "heun"):
+        settings |= {"recipe": recipe, "sampling": settings["sampling"] | {"sampler": sampler}}
+        params = Params.model_validate(settings)
+        if sampler in SAMPLERS[name]:
+            recipe_of(params, PROJECT)
+            continue
+        with pytest.raises(MaskDMError) as caught:
+            recipe_of(params, PROJECT)
+        assert str(caught.value) == (
+            f"sampling.sampler={sampler} with objective={name}; allowed: {', '.join(SAMPLERS[name])}"
+        )
 
 
 def test_every_objective_has_a_name_in_words() -> None:

@@ -1,5 +1,6 @@
 """One arm with one seed, trained and judged in one process."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,8 @@ from mlflow import MlflowClient
 
 from maskdm.config.comparison import Phase
 from maskdm.config.masks import PatchMask
+from maskdm.config.objective import SAMPLERS
+from maskdm.config.reading import load_recipe
 from maskdm.engine.project import Project
 from maskdm.engine.stages import evaluate, finetune, pretrain
 from maskdm.engine.trial import run_trial, trial_identity, trial_plans
@@ -17,6 +20,7 @@ from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.processes import ALONE
 from maskdm.tracking.records import read_records
 from maskdm.training.loop import Row
+from tests.imports import PROJECT
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 MASKED = (Phase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16),)
@@ -71,6 +75,23 @@ def test_the_stages_of_params_yaml_make_the_trial_that_a_study_makes(project: Pr
     assert staged.key == "patches/1"
     assert (staged.identity, staged.history, staged.summary) == (whole.identity, whole.history, whole.summary)
     assert staged.params == whole.params
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "profiles" / "recipes").glob("*.yaml")))
+def test_every_recipe_trains_and_is_judged(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    sampler = SAMPLERS[load_recipe(name).objective.name][0]
+    sampling = {"sampler": sampler, "num_inference_steps": 4, "eta": 0.0, "batch_size": 16}
+    write_params(tmp_path, recipe=name, sampling=sampling, budget={"train_flops": 5e9, "snapshots": [1.0]})
+    record = run_trial(of(Project.open(ALONE), "patches", MASKED), "study", "recipes/patches-1", judged=True).record
+    losses = [row["heldout_loss"] for row in record.history if "heldout_loss" in row]
+    assert losses[-1] < losses[0]
+    assert record.summary["fd_effnet_lite0"] > 0
+    assert record.history[-1]["sampler"] == sampler
+    assert record.params.get("objective", "ddpm") == load_recipe(name).objective.name
 
 
 def test_names_do_not_make_another_trial_but_seeds_masks_and_judging_do(project: Project) -> None:
