@@ -43,7 +43,8 @@ from maskdm.evaluation.sampling import make_sampler
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.seeding import generator
 from maskdm.training import loop as training
-from maskdm.training.objective import HeldoutLoss, noise_schedule
+from maskdm.training.heldout import HeldoutLoss
+from maskdm.training.objective import make_objective
 from maskdm.training.plan import PhasePlan, build_network, plan_finetune, plan_pretrain
 
 Row = dict[str, Any]
@@ -472,11 +473,11 @@ def heldout(profile_name: str) -> Iterator[Row]:
     params, recipe, _ = phases(profile_name)
     trials = len(params.arms) * len(params.seeds)
     network = build_network(params.model, params.data, None).to(DEVICE).eval()
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    objective = make_objective(recipe.objective)
     for batch_size in (256, 64):
         free()
         x_0 = torch.rand(params.heldout.images, network.num_tokens, network.token_dim, device=DEVICE) * 2 - 1
-        loss = HeldoutLoss(schedule, x_0, None, generator("cpu", 0, "heldout"), batch_size)
+        loss = HeldoutLoss(objective, x_0, None, generator("cpu", 0, "heldout"), batch_size)
         row: Row = {"images": params.heldout.images, "batch_size": batch_size}
         try:
             took = seconds(partial(loss, network))
@@ -491,7 +492,6 @@ def sampling(profile_name: str) -> Iterator[Row]:
     """One evaluation of the network and one step of the sampler, for a whole batch of samples."""
     params, recipe, plans = phases(profile_name)
     network = build_network(params.model, params.data, None).to(DEVICE).eval()
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     per_image = plans["dense"].flops_per_image / 3
     batch = max(1, min(params.sampling.batch_size, int(2e13 / per_image)))  # the time of an image is what counts
     x_t = torch.randn(batch, network.num_tokens, network.token_dim, device=DEVICE)
@@ -528,7 +528,7 @@ def sampling(profile_name: str) -> Iterator[Row]:
     torch.set_float32_matmul_precision("highest")
     for eta, place in ((0.0, "cpu"), (1.0, "cpu"), (1.0, "device")):
         settings = Sampling.model_validate(params.sampling.model_dump() | {"sampler": "ddim", "eta": eta})
-        sampler = make_sampler(settings, schedule, DEVICE)
+        sampler = make_sampler(settings, recipe.objective, DEVICE).scheduler
         where_drawn = "cpu" if place == "cpu" else DEVICE
         generators = [generator(where_drawn, 0, "sample", index) for index in range(batch)]
         time_step = sampler.timesteps[10 % len(sampler.timesteps)]

@@ -31,7 +31,7 @@ from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.threads import count_cores
 from maskdm.training.checkpoint import fingerprint
 from maskdm.training.loop import PhaseTrainer, make_heldout_loss
-from maskdm.training.objective import epsilon_loss, noise_schedule
+from maskdm.training.objective import make_objective
 from maskdm.training.plan import plan_finetune
 from maskdm.training.views import Drawn, Part, Views
 
@@ -42,17 +42,17 @@ ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
 class StratifiedTimesteps(Views):
     """One time step from each of as many equal parts of the schedule as the batch has images (Kingma et al. 2021)."""
 
-    def _draw_timesteps(self, group: Group, random: torch.Generator) -> Tensor:
-        steps, parts = self.schedule.config.num_train_timesteps, self.plan.batch_size
+    def _draw_times(self, group: Group, random: torch.Generator) -> Tensor:
+        steps, parts = self.objective.num_train_timesteps, self.plan.batch_size
         return ((torch.arange(parts) + torch.rand(parts, generator=random)) * steps / parts).long()
 
 
 class LogitNormalTimesteps(Views):
     """More of the middle of the schedule (Esser et al. 2024)."""
 
-    def _draw_timesteps(self, group: Group, random: torch.Generator) -> Tensor:
+    def _draw_times(self, group: Group, random: torch.Generator) -> Tensor:
         shares = torch.randn(self.plan.batch_size, generator=random).sigmoid()
-        return (shares * self.schedule.config.num_train_timesteps).long()
+        return (shares * self.objective.num_train_timesteps).long()
 
 
 class EpsilonWeighted(Views):
@@ -60,7 +60,7 @@ class EpsilonWeighted(Views):
 
     def _draw(self, part: Part, *others: Any) -> Drawn:
         drawn = super()._draw(part, *others)
-        return replace(drawn, weights=epsilon_loss(self.schedule, torch.ones(len(drawn.view.t)), drawn.view.t))
+        return replace(drawn, weights=self.objective.epsilon_error(torch.ones(len(drawn.view.t)), drawn.view.t))
 
 
 def use_rms_norm(network: UViT) -> None:
@@ -71,8 +71,8 @@ def use_rms_norm(network: UViT) -> None:
                 setattr(parent, name, nn.RMSNorm(child.normalized_shape))
 
 
-# name: the recipe to start from; what replaces its `optimisation`, its other keys (`schedule`), the model and the
-# batch size; other views; a change of the network
+# name: the recipe to start from; what replaces keys of its `optimisation` and `objective`, of the model, and the batch
+# size; other views; a change of the network
 VARIANTS: dict[str, dict[str, Any]] = {
     "tuned": {},
     "paper": {"recipe": "paper", "batch_size": 64},
@@ -93,8 +93,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "EMA horizon 0.05": {"optimisation": {"ema_horizon": 0.05}},
     "EMA horizon 0.2": {"optimisation": {"ema_horizon": 0.2}},
     "flips": {"optimisation": {"hflip": 0.5}},
-    "epsilon": {"schedule": {"prediction_type": "epsilon"}},
-    "linear betas": {"schedule": {"beta_schedule": "linear"}},
+    "epsilon": {"objective": {"prediction_type": "epsilon"}},
+    "linear betas": {"objective": {"beta_schedule": "linear"}},
     "3 blocks": {"model": {"depth": 3}},
     "7 blocks": {"model": {"depth": 7}},
     "width 64": {"model": {"embed_dim": 64, "num_heads": 2}},
@@ -129,7 +129,8 @@ class Run:
         raw["arms"], raw["controls"] = {raw["baseline"]: (dense,)}, {}
         dense["batch_size"] = changes.get("batch_size", dense["batch_size"])
         name = changes.get("recipe", raw["recipe"])
-        recipe = load_recipe(name, ROOT).model_dump() | changes.get("schedule", {})
+        recipe = load_recipe(name, ROOT).model_dump()
+        recipe["objective"] |= changes.get("objective", {})
         recipe["optimisation"] |= changes.get("optimisation", {})
         return Params.model_validate(raw), Recipe.model_validate(recipe)
 
@@ -137,7 +138,7 @@ class Run:
         """Where it trains and keeps its result; other settings are another folder."""
         params, recipe = self.settings()
         code = [VARIANTS[self.variant][key].__name__ for key in ("trainer", "network") if key in VARIANTS[self.variant]]
-        return WORK / fingerprint(params.model_dump(), recipe.model_dump(), code)
+        return WORK / fingerprint(params.model_dump(), recipe.flat(), code)
 
 
 def main() -> None:
@@ -180,16 +181,17 @@ def measure(run: Run) -> dict[str, float]:
     params, recipe = run.settings()
     changes = VARIANTS[run.variant]
     data, device = PreparedData.open(PREPARED), torch.device("cpu")
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    objective = make_objective(recipe.objective)
     network = initial_network(params, None)
     changes.get("network", lambda _: None)(network)
-    heldout = make_heldout_loss(network, schedule, data, params.heldout.images, params.seed, device)
+    heldout = make_heldout_loss(network, objective, data, params.heldout.images, params.seed, device)
     plan = plan_finetune(params, recipe, params.baseline)
-    trainer = PhaseTrainer(network, schedule, data, plan, heldout, run.seed, run.folder(), lambda _: None)
-    trainer.views = changes.get("views", Views)(plan, network, schedule, device, trainer.share, processes=1)
+    trainer = PhaseTrainer(network, objective, data, plan, heldout, run.seed, run.folder(), lambda _: None)
+    trainer.views = changes.get("views", Views)(plan, network, objective, device, trainer.share, processes=1)
     trained = trainer.run()
     distance = Distance.open(params.evaluation, data.info["sha256"], device)
-    images = sample_images(trained.network, schedule, params.sampling, range(params.evaluation.samples), run.seed)
+    count = params.evaluation.samples
+    images = sample_images(trained.network, recipe.objective, params.sampling, range(count), run.seed)
     return {"heldout_loss": trained.history[-1]["heldout_loss"], "distance": distance(images)}
 
 

@@ -23,7 +23,6 @@ from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.paths import REFERENCE, stage_folder
 from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import load_snapshot
-from maskdm.training.objective import noise_schedule
 
 YARDSTICK = ("ddim", 250)
 CANDIDATES = [
@@ -87,13 +86,12 @@ def main() -> None:
 def judge(project: Project, network: UViT, distance_of: Distance, sampler: str, steps: int) -> tuple[float, float]:
     """The distance of as many samples as an evaluation draws, and the images a second."""
     params: Params = project.params
-    recipe = project.recipe
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     settings = Sampling.model_validate(
         params.sampling.model_dump() | {"sampler": sampler, "num_inference_steps": steps, "eta": 0.0}
     )
     started = time.perf_counter()
-    images = sample_images(network, schedule, settings, range(params.evaluation.samples), params.seeds[0])
+    count = range(params.evaluation.samples)
+    images = sample_images(network, project.recipe.objective, settings, count, params.seeds[0])
     seconds = time.perf_counter() - started
     return distance_of(images), len(images) / seconds
 

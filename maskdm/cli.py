@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.reading import load_params, recipe_of
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically
 
@@ -68,7 +68,7 @@ def enter_project() -> None:
 def print_plan(profile: str | None, brief: bool) -> None:
     """Print the dry run of a profile, or of `params.yaml`: all of it, or only what it comes to."""
     params = load_params(PARAMS if profile is None else profile_path(profile))
-    recipe = load_recipe(params.recipe)
+    recipe = recipe_of(params)
     from maskdm.engine.dry_run import dry_run, table
     from maskdm.engine.outlook import outlook
     from maskdm.runtime.device import choose_device  # here: no other command waits for torch

@@ -7,7 +7,7 @@ import argparse
 import os
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block, load_params, load_recipe
+from maskdm.config.reading import load_block, load_params, recipe_of
 from maskdm.config.study import DEFAULT, Parts
 from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, start_processes, take_threads
 from maskdm.engine.step_time import write_times
@@ -32,7 +32,7 @@ def main() -> None:
         if processes > 1 and WITHIN_TORCHRUN not in os.environ:
             option = ["--study"] if study else []
             raise SystemExit(start_processes(processes, "pipeline.step_time", option))
-        recipe = load_recipe(params.recipe, ROOT)
+        recipe = recipe_of(params, ROOT)
         arms = {f"{name}/{arm}": arm_plans(one, recipe, arm) for name, one in found.items() for arm in one.arms}
         take_threads(trials, processes)
         with started_processes() as group:

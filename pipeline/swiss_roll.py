@@ -28,7 +28,7 @@ def main() -> None:
     with exit_with_one_line():
         torch.set_num_threads(1)  # so small a network is no faster with more
         settings = load_settings(STUDY)
-        work = ROOT / "work" / "swiss_roll" / fingerprint(NUMERICS, settings.model_dump(exclude_defaults=True))
+        work = ROOT / "work" / "swiss_roll" / fingerprint(NUMERICS, settings.flat())
         runs: Runs = {(arm, seed): kept(work, settings, arm, seed) for seed in range(settings.seeds) for arm in ARMS}
         measured = measure(settings, runs)
         with figures.style():

@@ -5,7 +5,7 @@ The speed is what the stage `step_time` measured.
 
 import pandas as pd
 
-from maskdm.config.reading import load_block, load_params, load_recipe
+from maskdm.config.reading import load_block, load_params, recipe_of
 from maskdm.config.study import Parts
 from maskdm.engine.step_time import measure_memory, throughput
 from maskdm.engine.workers import run_all
@@ -23,7 +23,7 @@ def main() -> None:
     """Measure the first phase of every arm of the part and write the table."""
     with exit_with_one_line():
         params, part = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root[PART]
-        comparison, recipe = part.params(params), load_recipe(params.recipe, ROOT)
+        comparison, recipe = part.params(params), recipe_of(params, ROOT)
         plans = {arm: arm_plans(comparison, recipe, arm)[0] for arm in part.arms}
         times = read_step_times(STUDY_STEP_TIME)
         memory = dict(run_all(measure_memory, list(plans.items()), workers=1, unit="mask"))

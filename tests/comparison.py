@@ -62,9 +62,12 @@ DATASET: dict[str, Any] = {
     "skipped": [],
 }
 RECIPE = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
+    "objective": {
+        "name": "ddpm",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+    },
     "handover": "state",
     "optimisation": {
         "optimizer": "adamw",

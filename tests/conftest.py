@@ -11,6 +11,8 @@ from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.networks.uvit import UViT
+from maskdm.training.objective import Objective, make_objective
+from tests.denoisers import OBJECTIVES, objective_settings
 
 torch.set_num_threads(1)  # networks this small get no faster with two, and much slower on a busy machine
 
@@ -90,9 +92,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 RECIPE: dict[str, Any] = {
-    "num_train_timesteps": 100,
-    "beta_schedule": "squaredcos_cap_v2",
-    "prediction_type": "v_prediction",
+    "objective": {
+        "name": "ddpm",
+        "num_train_timesteps": 100,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+    },
     "handover": "state",
     "optimisation": {
         "optimizer": "adamw",
@@ -134,6 +139,12 @@ def recipe() -> Recipe:
 def network() -> UViT:
     """16 tokens of 2x2 pixels."""
     return UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
+
+
+@pytest.fixture(params=list(OBJECTIVES))
+def objective(request: pytest.FixtureRequest) -> Objective:
+    """Each kind of objective in turn."""
+    return make_objective(objective_settings(OBJECTIVES[request.param]))
 
 
 @pytest.fixture

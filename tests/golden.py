@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskdm.config.objective import SAMPLERS
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.engine.project import Project
@@ -22,9 +23,9 @@ from maskdm.evaluation.sampling import sample_images
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.processes import ALONE
 from maskdm.training.checkpoint import network_sha256
-from maskdm.training.objective import noise_schedule
 from maskdm.training.plan import arm_plans, build_network
 from tests.conftest import MODELS, PARAMS, RECIPE, make_data
+from tests.denoisers import EDM
 
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 8  # of each phase: few, so that rounding stays rounding
@@ -52,6 +53,8 @@ def with_method(name: str, mask: dict[str, Any] | None = None, **settings: Any) 
 
 
 LEVELS = [{"until": 0.3, "crop": 2}, {"until": 0.6, "crop": 3, "rate": 2.0}, {"until": 1.0, "factor": 2}]
+DDPM = RECIPE["objective"]
+LINEAR = {**DDPM, "prediction_type": "epsilon", "beta_schedule": "linear"}
 # name -> masked phases, changes of the U-ViT or another network, changes of the recipe, of its optimisation
 CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dense": ([], {}, {}, {}),
@@ -60,7 +63,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dic
     "weights handed over": ([phase(PATCH)], {}, {"handover": "weights"}, {}),
     "no positions": ([phase(PATCH, positions=False)], {}, {}, {}),
     "classes and mirrored images": ([phase(CROP)], {"class_conditional": True}, {}, {"hflip": 0.5}),
-    "epsilon, linear": ([phase(BLOCK)], {}, {"prediction_type": "epsilon", "beta_schedule": "linear"}, {}),
+    "epsilon, linear": ([phase(BLOCK)], {}, {"objective": LINEAR}, {}),
     "muon, min-SNR": ([phase(CROP)], {}, {}, {"optimizer": "muon", "min_snr_gamma": 5.0}),
     "another rate, no clipping": ([phase(CROP, override={"lr": 5e-3})], {}, {}, {"grad_clip": None, "warmup": 0.2}),
     "mixed crops": (with_method("mixed_crops", crops=[{"crop": 3, "share": 0.5}]), {}, {}, {}),
@@ -79,8 +82,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any], dic
     "dropped labels": ([], {"class_conditional": True}, {}, {"label_dropout": 0.3}),
     "dit": ([phase(PATCH)], MODELS["dit"], {}, {"optimizer": "muon"}),
     "unet": ([phase(CROP)], MODELS["unet"], {}, {"optimizer": "muon"}),
+    "x_0, min-SNR": ([phase(CROP)], {}, {"objective": {**DDPM, "prediction_type": "sample"}}, {"min_snr_gamma": 5.0}),
+    "vp": ([phase(CROP)], {}, {"objective": {"name": "vp", "prediction_type": "v_prediction"}}, {}),
+    "flow": ([phase(CROP)], {}, {"objective": {"name": "flow", "time_distribution": "uniform"}}, {}),
+    "flow, logit-normal": ([phase(CROP)], {}, {"objective": {"name": "flow", "time_distribution": "logit_normal"}}, {}),
+    "edm": ([phase(CROP)], {}, {"objective": EDM}, {}),
 }
-SAMPLERS = ("ddpm", "ddim", "dpm_solver", "unipc")
 
 
 def main() -> None:
@@ -125,16 +132,16 @@ def measure(name: str, folder: Path) -> tuple[Numbers, str]:
     last = trained.history[-1]
     numbers = {key: last[key] for key in ("loss", "heldout_loss", "grad_norm", "train_flops")}
     numbers["weights"] = weights.norm().item()
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     labels = torch.arange(SAMPLES) % 4 if trained.network.num_classes else None
     images = {}
-    for sampler in SAMPLERS:
+    samplers = SAMPLERS[recipe.objective.name]
+    for sampler in samplers:
         settings = params.sampling.model_copy(update={"sampler": sampler})
-        images[sampler] = sample_images(trained.network, schedule, settings, range(SAMPLES), 0, labels)
+        images[sampler] = sample_images(trained.network, recipe.objective, settings, range(SAMPLES), 0, labels)
         numbers[f"mean pixel, {sampler}"] = float(images[sampler].mean())
-    numbers |= judged(images["ddim"], project)
+    numbers |= judged(images["ddim" if "ddim" in images else "euler"], project)
     digest = hashlib.sha256(network_sha256(trained.network).encode())
-    for sampler in SAMPLERS:
+    for sampler in samplers:
         digest.update(images[sampler].tobytes())
     return numbers, digest.hexdigest()[:16]
 

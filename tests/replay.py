@@ -20,7 +20,7 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.evaluation.sampling import sample_images
 from maskdm.runtime.processes import Processes, started_processes
 from maskdm.training.loop import LogHistory, PhaseTrainer, make_heldout_loss
-from maskdm.training.objective import noise_schedule
+from maskdm.training.objective import make_objective
 from maskdm.training.plan import build_network, plan_pretrain
 from tests.conftest import PARAMS, RECIPE, make_data
 
@@ -69,7 +69,7 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
         params, recipe = Params.model_validate(PARAMS | {"model": model}), Recipe.model_validate(RECIPE)
         torch.manual_seed(processes.rank)  # weights of its own on each process: the main one's must win
         network = build_network(params.model, params.data, num_classes=4)
-        schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+        objective = make_objective(recipe.objective)
         plan = replace(
             plan_pretrain(params, recipe, "patch75")[0],
             batch_size=16,
@@ -82,13 +82,13 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
         plan = replace(plan, optimisation=plan.optimisation.model_copy(update={"hflip": 0.5}))
         data = make_data()
         data = WatchedData(data.images, data.labels, {**data.info, "read": []})
-        heldout = make_heldout_loss(network, schedule, data, 33, 0, torch.device("cpu"), processes)
+        heldout = make_heldout_loss(network, objective, data, 33, 0, torch.device("cpu"), processes)
         logged: list[int] = []
 
         def trainer(name: str, log: LogHistory, checkpoint_seconds: float) -> PhaseTrainer:
             start = copy.deepcopy(network)
             return PhaseTrainer(
-                start, schedule, data, plan, heldout, 0, folder / name, log, checkpoint_seconds, processes
+                start, objective, data, plan, heldout, 0, folder / name, log, checkpoint_seconds, processes
             )
 
         whole = trainer("whole", lambda rows: logged.append(len(rows)), 1e9)
@@ -101,7 +101,7 @@ def replay(folder: Path, dtype: torch.dtype, processes: Processes) -> dict[str, 
         resumed = trainer("cut", lambda _: None, 1e9)
         resumed.run()
         own = range(7)[processes.share(7, "samples")]
-        samples = sample_images(result.network, schedule, params.sampling, own, 0, torch.arange(7) % 4)
+        samples = sample_images(result.network, recipe.objective, params.sampling, own, 0, torch.arange(7) % 4)
     return {
         "weights": flat(whole.network),
         "resumed": flat(resumed.network),

@@ -63,6 +63,20 @@ def test_the_plan_names_every_phase_and_trains_nothing(
     assert {p.name for p in project.iterdir()} == {"dvc.yaml", "profiles"}
 
 
+def test_a_plan_with_a_sampler_of_another_objective_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = "profiles/recipes/flow.yaml"
+    (project / recipe).write_bytes((PROJECT / recipe).read_bytes())
+    settings = (project / "profiles" / "smoke.yaml").read_text().replace("recipe: tuned", "recipe: flow")
+    (project / "params.yaml").write_text(settings)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "plan")
+    assert capsys.readouterr().err == (
+        "error: sampling.sampler=ddim with objective=flow; allowed: euler, heun, dpm_solver, unipc\n"
+    )
+
+
 def test_a_command_works_from_a_folder_inside_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project / "profiles" / "recipes")
     run(monkeypatch, "profile", "smoke")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.reading import load_params, recipe_of
 from maskdm.datasets.prepared import PreparedData
 from maskdm.datasets.raw import RawImages
 from maskdm.datasets.split import split_sizes
@@ -32,7 +32,7 @@ SIZES = {
 @pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_passes_all_checks_of_its_data_sets_size(path: Path) -> None:
     params = load_params(path)
-    recipe = load_recipe(params.recipe, PROJECT)
+    recipe = recipe_of(params, PROJECT)
     of_training, own = SIZES[params.data.name]
     raw = RawImages("made up", {}, of_training + own, read=lambda _: pytest.fail("no image is looked at"))
     if own:

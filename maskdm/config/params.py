@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from maskdm.config.comparison import Comparison, Phase, Seed, Share
 from maskdm.config.networks import Model
+from maskdm.config.objective import SAMPLERS, ObjectiveSettings
 from maskdm.config.schema import Fraction, Name, Positive, Schema
 
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
@@ -50,8 +51,8 @@ class Data(Schema):
 class Sampling(Schema):
     """How images are drawn from a snapshot."""
 
-    sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc"]
-    num_inference_steps: Positive
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "unipc", "euler", "heun"]  # one of the objective's (`SAMPLERS`)
+    num_inference_steps: Positive  # each asks the network once; of `heun` twice, but the last
     eta: Fraction  # DDIM's noise: 0 deterministic, 1 ancestral. Only with `ddim`
     batch_size: Positive
     # Optional: how far predictions go from those without a label to those with it, and beyond (classifier-free
@@ -63,6 +64,17 @@ class Sampling(Schema):
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta={self.eta} with sampler={self.sampler}; allowed: 0 (only ddim reads eta)")
         return self
+
+    def check_objective(self, objective: ObjectiveSettings) -> None:
+        """Check that the sampler knows the process of `objective`.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.sampler not in (allowed := SAMPLERS[objective.name]):
+            raise ValueError(
+                f"sampling.sampler={self.sampler} with objective={objective.name}; allowed: {', '.join(allowed)}"
+            )
 
 
 class Evaluation(Schema):

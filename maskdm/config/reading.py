@@ -15,7 +15,7 @@ from maskdm.config.recipe import Recipe
 from maskdm.config.schema import AnySchema, Schema
 from maskdm.runtime.errors import MaskDMError
 
-UNIONS = ("mask", "model")  # keys whose block is one of several kinds, told apart by one of its own keys
+UNIONS = ("mask", "model", "objective")  # keys whose block is one of several kinds, told apart by one of its own keys
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -39,6 +39,20 @@ def load_recipe(name: str, root: Path = Path()) -> Recipe:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise MaskDMError(f"recipe={name}: there is no {path}; allowed: {known}")
     return validated(Recipe, read_yaml(path), str(path))
+
+
+def recipe_of(params: Params, root: Path = Path()) -> Recipe:
+    """Read and check the recipe that `params` names, for the sampler of `params`.
+
+    Raises:
+        MaskDMError: there is no such recipe, it breaks the schema, or the sampler is none of its objective.
+    """
+    recipe = load_recipe(params.recipe, root)
+    try:
+        params.sampling.check_objective(recipe.objective)
+    except ValueError as error:
+        raise MaskDMError(str(error)) from None
+    return recipe
 
 
 def load_block(schema: type[AnySchema], key: str, path: str | Path) -> AnySchema:
@@ -106,12 +120,21 @@ def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
         return f"{key} is not a known key{_suggestion(str(path[-1]))}"
     if detail["type"] == "missing":
         return f"{key} is missing"
+    if detail["type"] == "union_tag_not_found":
+        return f"{key}.{_discriminator(detail)} is missing"
+    if detail["type"] == "union_tag_invalid":
+        return f"{key}.{_discriminator(detail)}={detail['ctx']['tag']!r}; allowed: {detail['ctx']['expected_tags']}"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
     if detail["type"] == "union_tag_invalid":
         tag = {name: str(value).replace("'", "") for name, value in detail["ctx"].items()}
         return f"{key}.{tag['discriminator']}={tag['tag']}; allowed: {tag['expected_tags']}"
     return f"{key}={detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _discriminator(detail: ErrorDetails) -> str:
+    """The key that says which schema of a union is meant."""
+    return str(detail["ctx"]["discriminator"]).strip("'")
 
 
 def _suggestion(unknown: str) -> str:

@@ -1,10 +1,11 @@
 """The recipe: what the network predicts, and how it is optimised."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from maskdm.config.schema import Fraction, Positive, Schema
+from maskdm.config.objective import ObjectiveSettings, flat_settings
+from maskdm.config.schema import Fraction, Schema
 
 
 class Optimisation(Schema):
@@ -23,7 +24,7 @@ class Optimisation(Schema):
     decay: Fraction  # share of it, at its end, in which the learning rate falls to 0
     ema_horizon: Annotated[float, Field(gt=0, le=1)]  # the EMA averages over about this share of it
     hflip: Fraction  # probability that a training image is mirrored
-    min_snr_gamma: Annotated[float, Field(gt=0)] | None  # weights time steps (`diffusion.min_snr_weights`); None: equal
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None  # weights noise levels (`Objective.weights`); None: equal
     # Optional: the share of training images whose label is replaced by "no label", which guidance needs. The rest is
     # told its class.
     label_dropout: Fraction = 0.0
@@ -35,10 +36,12 @@ Handover = Literal["state", "weights"]
 class Recipe(Schema):
     """`profiles/recipes/<name>.yaml`: what the network predicts and how it is optimised, the same for all arms."""
 
-    num_train_timesteps: Positive
-    beta_schedule: Literal["linear", "squaredcos_cap_v2"]
-    prediction_type: Literal["epsilon", "v_prediction"]
+    objective: ObjectiveSettings
     # What the phase after a masked one starts from. state: weights, averages and moments as they are, with one schedule
     # over both; weights: the EMA weights alone, with a fresh optimiser and a schedule of its own, as the authors do.
     handover: Handover
     optimisation: Optimisation
+
+    def flat(self) -> dict[str, Any]:
+        """All settings for a fingerprint: those of the objective stand beside the others."""
+        return self.model_dump(exclude={"objective"}) | flat_settings(self.objective)

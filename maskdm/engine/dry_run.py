@@ -14,7 +14,7 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.runtime.processes import ALONE, Processes
 from maskdm.training.bfloat16 import quick_products
 from maskdm.training.loop import PhaseTrainer
-from maskdm.training.objective import noise_schedule
+from maskdm.training.objective import make_objective
 from maskdm.training.plan import PhasePlan, arm_plans, build_network
 
 BURST_SECONDS = 2.0  # how long a phase is measured
@@ -108,7 +108,6 @@ def training_step(
         MaskDMError: the batch has fewer images than there are processes to share it.
     """
     network = build_network(params.model, params.data, num_classes=10).to(device)
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
     share = processes.share(plan.batch_size, "batch_size")
     shape = (share.stop - share.start, params.data.channels, params.data.image_size, params.data.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8)
@@ -116,7 +115,7 @@ def training_step(
     unread = PreparedData(images.numpy(), None, {})  # the step is handed its batch, and nothing is saved
     trainer = PhaseTrainer(
         network,
-        schedule,
+        make_objective(recipe.objective),
         unread,
         plan,
         heldout_loss=lambda _: 0.0,

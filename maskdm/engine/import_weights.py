@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from maskdm.networks.authors import import_uvit
@@ -12,7 +13,6 @@ from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
 from maskdm.training.checkpoint import save_snapshot
-from maskdm.training.objective import noise_schedule
 
 # What their checkpoints hold beside the network: the noise schedule, computed anew in every run.
 SCHEDULE = {
@@ -92,7 +92,7 @@ def _schedule_in_words(alphas_cumprod: Tensor | None) -> str:
     if alphas_cumprod is None:
         return ""
     for name in ("linear", "squaredcos_cap_v2"):
-        own = noise_schedule(len(alphas_cumprod), name, "epsilon").alphas_cumprod
+        own = DDPMScheduler(len(alphas_cumprod), beta_schedule=name).alphas_cumprod
         if torch.allclose(own, alphas_cumprod.float(), atol=1e-4):
             return f"; trained with num_train_timesteps={len(own)}, beta_schedule={name}, prediction_type=epsilon"
     return "; trained with a noise schedule that no recipe has"

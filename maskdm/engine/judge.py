@@ -29,7 +29,6 @@ from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import Reporter, Status
 from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_snapshot
-from maskdm.training.objective import noise_schedule
 from maskdm.training.plan import PhasePlan, arm_plans, plan_finetune
 
 GRID_SIDE = 8  # samples a side of the grid that is kept
@@ -112,10 +111,9 @@ class Judge:
 
     def sample(self, network: Network, indices: range) -> np.ndarray:
         """The samples `indices`, uint8 `[n, C, H, W]`."""
-        params, recipe = self.project.params, self.project.recipe
-        schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+        params, objective = self.project.params, self.project.recipe.objective
         labels = sample_labels(self.project) if network.num_classes is not None else None
-        return sample_images(network, schedule, params.sampling, indices, params.seed, labels)
+        return sample_images(network, objective, params.sampling, indices, params.seed, labels)
 
 
 def position(plans: tuple[PhasePlan, ...], share: float) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.study import DEFAULT
 from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, count_workers, start_processes
 from maskdm.engine.workers import load_libraries, run_all
@@ -60,7 +60,7 @@ def start_trials(params: Params, stage: str, arm: str) -> None:
     processes = count_processes(len(params.seeds))
     workers = count_workers(len(params.seeds), processes)
     tasks = [Task(stage, arm, seed, processes) for seed in params.seeds]
-    bar = whole_run(params, load_recipe(params.recipe, ROOT), stage, arm)
+    bar = whole_run(params, recipe_of(params, ROOT), stage, arm)
     for _ in run_all(run, tasks, workers, unit="trial", bar=bar, gpus=processes):
         pass
 

@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 
 from maskdm.config.comparison import Phase
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, StratifiedMask
+from maskdm.config.objective import flat_settings
 from maskdm.config.params import Params
-from maskdm.config.reading import flat, load_params, load_recipe
+from maskdm.config.reading import flat, load_params, recipe_of
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.networks.network import Network
@@ -51,7 +52,7 @@ class Project:
             raise MaskDMError(
                 f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false{remedy}"
             )
-        return cls(params, load_recipe(params.recipe, ROOT), data, choose_device(), processes)
+        return cls(params, recipe_of(params, ROOT), data, choose_device(), processes)
 
     def trial(self, arm: str, seed: int) -> "Project":
         """The project with the settings of one trial."""
@@ -143,10 +144,10 @@ def trial_params(project: Project, plans: tuple[PhasePlan, ...]) -> dict[str, An
     """
     params = project.params
     shared = flat(params.model_dump(include={"recipe", "data", "model"}))
-    schedule = project.recipe.model_dump(exclude={"optimisation"})
+    predicted = flat_settings(project.recipe.objective) | {"handover": project.recipe.handover}
     own = _joined([{**mask_params(plan), **_optimisation_params(plan)} for plan in plans])
     size = {"num_parameters": project.num_parameters()}
-    return {"seed": params.seed} | own | {"train_flops": params.budget.train_flops} | shared | size | schedule
+    return {"seed": params.seed} | own | {"train_flops": params.budget.train_flops} | shared | size | predicted
 
 
 def mask_params(plan: PhasePlan) -> dict[str, Any]:

@@ -109,8 +109,7 @@ class Search:
         settings |= params.search.model_dump(
             include={"seed", "train_flops", "space", "finetune", "parallel"}, exclude_defaults=True
         )
-        recipe = project.recipe.model_dump(exclude_defaults=True)
-        return cls(place, project, identity(project, place.stage, DRAWING, settings, recipe))
+        return cls(place, project, identity(project, place.stage, DRAWING, settings, project.recipe.flat()))
 
     @property
     def folder(self) -> Path:

@@ -121,7 +121,7 @@ def _train(project: Project, stage: str, plans: tuple[PhasePlan, ...], before: T
     own_identity = identity(
         project,
         [stage, params.seed, network_sha256(before.network), params.heldout.model_dump()],
-        project.recipe.model_dump(exclude_defaults=True),
+        project.recipe.flat(),
         [plan_as_json(plan) for plan in plans],
     )
     out = stage_folder(stage, params.arm, params.seed)

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.recipe import Recipe
 from maskdm.engine.dry_run import training_step
 from maskdm.engine.project import now
@@ -141,7 +141,7 @@ def measure_memory(task: tuple[str, PhasePlan]) -> tuple[str, int]:
     arm, plan = task
     params, device = load_params(ROOT / "params.yaml"), choose_device()
     before = peak_memory_bytes(device)
-    step = training_step(params, load_recipe(params.recipe, ROOT), plan, device)
+    step = training_step(params, recipe_of(params, ROOT), plan, device)
     for _ in range(WARM_UP):
         step()
     return arm, peak_memory_bytes(device) - before

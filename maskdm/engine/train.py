@@ -18,7 +18,7 @@ from maskdm.runtime.files import reading, write_atomically
 from maskdm.training.bfloat16 import quick_products
 from maskdm.training.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 from maskdm.training.loop import LogHistory, PhaseResult, PhaseTrainer, Row, State, make_heldout_loss
-from maskdm.training.objective import noise_schedule
+from maskdm.training.objective import make_objective
 from maskdm.training.plan import PhasePlan
 
 T = TypeVar("T")
@@ -75,15 +75,14 @@ def train_phases(
     if not plans:
         return trained
     project.processes.wait()  # no process reads the folder before the main one holds it
-    recipe, params = project.recipe, project.params
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    params, objective = project.params, make_objective(project.recipe.objective)
     heldout = make_heldout_loss(
-        start, schedule, project.data, params.heldout.images, params.seed, project.device, project.processes
+        start, objective, project.data, params.heldout.images, params.seed, project.device, project.processes
     )
     for plan in plans:
         trainer = PhaseTrainer(
             network=copy.deepcopy(trained.network).requires_grad_(True),
-            schedule=schedule,
+            objective=objective,
             data=project.data,
             plan=plan,
             heldout_loss=heldout,

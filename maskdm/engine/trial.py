@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from maskdm.config.objective import flat_settings
 from maskdm.config.reading import flat
 from maskdm.engine import train
 from maskdm.engine.judge import Judge, judge_all
@@ -51,7 +52,7 @@ def trial_identity(project: Project, judged: bool) -> str:
     return identity(
         project,
         settings | {"seed": params.seed},
-        recipe.model_dump(exclude={"optimisation", "handover"}, exclude_defaults=True),
+        flat_settings(recipe.objective),
         arm_settings(params.arms[params.arm], recipe),
     )
 

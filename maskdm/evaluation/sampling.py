@@ -1,14 +1,25 @@
 """Images from a network: diffusers' samplers on patch tokens, one seed per image whatever the batch size."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 from tqdm import tqdm
 
+from maskdm.config.objective import DDPM, EDM, TIME_SCALE, VP, Flow, ObjectiveSettings
 from maskdm.config.params import Sampling
 from maskdm.networks.network import Network
 from maskdm.networks.patches import unpatchify
@@ -16,11 +27,52 @@ from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.seeding import generator
 
 
-def make_sampler(settings: Sampling, schedule: DDPMScheduler, device: torch.device) -> Any:
-    """The diffusers scheduler of `settings`, configured from the schedule that trained the network.
+@dataclass(frozen=True)
+class Sampler:
+    """A scheduler of diffusers with its steps set, and what the network is told at each of them."""
 
-    Time steps are "trailing": they start at T, where training saw pure noise (Lin et al. 2023), and with eta 0 it
-    equals the authors' DDIM.
+    scheduler: Any
+    network_times: Tensor  # `[evaluations]`
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Where sampling starts from standard normal `noise`. Schedulers of flow matching start from noise itself."""
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network is shown of x_t at the scheduler's time step t. Those of flow matching scale nothing."""
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        return scale(x_t, t) if scale else x_t
+
+
+def make_sampler(settings: Sampling, objective: ObjectiveSettings, device: torch.device) -> Sampler:
+    """The sampler of `settings`, one of the objective's, for the process that the network was trained on."""
+    match objective:
+        case DDPM():
+            scheduler = _chain(settings, objective, device)
+            return Sampler(scheduler, scheduler.timesteps)
+        case VP():
+            # Step i of 1000 is at t = (i + 1) / 1000, and has its noise level (`training.objective.VPObjective`).
+            steps = DDPM(
+                num_train_timesteps=TIME_SCALE,
+                beta_schedule="squaredcos_cap_v2",
+                prediction_type=objective.prediction_type,
+            )
+            scheduler = _chain(settings, steps, device)
+            return Sampler(scheduler, scheduler.timesteps + 1)
+        case Flow():
+            scheduler = _flow(settings, device)
+            # Not its time steps: dpm_solver and unipc round them down to whole ones.
+            return Sampler(scheduler, TIME_SCALE * scheduler.sigmas[:-1].to(device))
+        case EDM():
+            scheduler = _edm(settings, objective, device)
+            return Sampler(scheduler, TIME_SCALE * scheduler.timesteps)  # ln(sigma) / 4
+
+
+def _chain(settings: Sampling, objective: DDPM, device: torch.device) -> Any:
+    """A scheduler of time steps.
+
+    They are "trailing": they start at T, where training saw pure noise (Lin et al. 2023), and with eta 0 it equals the
+    authors' DDIM.
     """
     classes = {
         "ddpm": (DDPMScheduler, {}),
@@ -29,15 +81,44 @@ def make_sampler(settings: Sampling, schedule: DDPMScheduler, device: torch.devi
         "unipc": (UniPCMultistepScheduler, {}),
     }
     scheduler_class, options = classes[settings.sampler]
-    sampler = scheduler_class.from_config(schedule.config, timestep_spacing="trailing", **options)
-    sampler.set_timesteps(settings.num_inference_steps, device=device)
-    return sampler
+    schedule = objective.model_dump(exclude={"name"})
+    scheduler = scheduler_class(**schedule, timestep_spacing="trailing", **options)
+    scheduler.set_timesteps(settings.num_inference_steps, device=device)
+    return scheduler
+
+
+def _flow(settings: Sampling, device: torch.device) -> Any:
+    """A scheduler of rectified flow, with equal steps from pure noise to the image.
+
+    The last step of diffusers' own choice for euler and heun would be from 0.001 to 0: an evaluation for nothing.
+    """
+    steps = settings.num_inference_steps
+    if settings.sampler == "euler":
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
+        return scheduler
+    if settings.sampler == "heun":
+        scheduler = FlowMatchHeunDiscreteScheduler()
+        scheduler.sigma_min = 1 / steps
+    else:
+        multistep = {"dpm_solver": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+        scheduler = multistep[settings.sampler](use_flow_sigmas=True, prediction_type="flow_prediction")
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def _edm(settings: Sampling, objective: EDM, device: torch.device) -> Any:
+    """A scheduler of unscaled images, with steps of Karras et al. 2022, eq. 5."""
+    scheduler_class = {"euler": EDMEulerScheduler, "dpm_solver": EDMDPMSolverMultistepScheduler}[settings.sampler]
+    scheduler = scheduler_class(**objective.model_dump(include={"sigma_min", "sigma_max", "sigma_data"}))
+    scheduler.set_timesteps(settings.num_inference_steps, device=device)
+    return scheduler
 
 
 @torch.no_grad()
 def sample_tokens(
     network: Network,
-    schedule: DDPMScheduler,
+    objective: ObjectiveSettings,
     settings: Sampling,
     generators: Sequence[torch.Generator],
     labels: Tensor | None = None,
@@ -47,17 +128,18 @@ def sample_tokens(
     Generators live on the CPU, so that a seed means the same image on every device.
     """
     device = next(network.parameters()).device
-    sampler = make_sampler(settings, schedule, device)
+    sampler = make_sampler(settings, objective, device)
     shape = (network.num_tokens, network.token_dim)
-    x_t = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device) * sampler.init_noise_sigma
+    x_t = sampler.start(torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device))
     options: dict[str, Any] = {}
     if settings.sampler in ("ddpm", "ddim"):
         options["generator"] = list(generators)
     if settings.sampler == "ddim":
         options["eta"] = settings.eta
-    for t in sampler.timesteps:
-        prediction = guided_prediction(network, x_t, t.expand(len(x_t)), labels, settings.guidance_scale)
-        x_t = sampler.step(prediction, t, x_t, **options).prev_sample
+    for t, time in zip(sampler.scheduler.timesteps, sampler.network_times, strict=True):
+        told = time.expand(len(x_t))
+        prediction = guided_prediction(network, sampler.network_input(x_t, t), told, labels, settings.guidance_scale)
+        x_t = sampler.scheduler.step(prediction, t, x_t, **options).prev_sample
     return x_t
 
 
@@ -88,7 +170,7 @@ def guided_prediction(network: Network, x_t: Tensor, t: Tensor, labels: Tensor |
 
 def sample_images(
     network: Network,
-    schedule: DDPMScheduler,
+    objective: ObjectiveSettings,
     settings: Sampling,
     indices: range,
     seed: int,
@@ -100,8 +182,8 @@ def sample_images(
 
     Args:
         network: with the weights to sample from (the EMA's), on any device.
-        schedule: the one the network was trained with.
-        settings: sampler, steps, eta, batch size, guidance.
+        objective: the one the network was trained with.
+        settings: sampler, one of the objective's, steps, eta, batch size, guidance.
         indices: which images, at least one: `range(n)` for the first n.
         seed: of the initial noise and of the sampler's noise.
         labels: class of image i at place i, for a network with classes.
@@ -114,7 +196,7 @@ def sample_images(
             batch = indices[start : start + settings.batch_size]
             generators = [generator("cpu", seed, "sample", index) for index in batch]
             chosen = None if labels is None else labels[list(batch)].to(device)
-            tokens = sample_tokens(network, schedule, settings, generators, chosen)
+            tokens = sample_tokens(network, objective, settings, generators, chosen)
             batches.append(to_pixels(unpatchify(tokens, network.patch_size, network.grid)))
             bar.update(len(batch))
     return torch.cat(batches).numpy()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from maskdm.config.comparison import Comparison
+from maskdm.config.objective import objective_name
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, FLOOR, OF_SAMPLES, Row, expected_coverage, ordered_arms
@@ -360,8 +361,8 @@ def _compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int 
 - **Data**: {dataset["name"]} ({dataset["source"]}); {dataset["train"]:,} training and {dataset["heldout"]:,} held-out \
 images of {"x".join(map(str, dataset["shape"]))}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Network**: {model.in_words()}, {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
-- **Recipe** `{params.recipe}`: {recipe.prediction_type}, {recipe.beta_schedule} schedule with \
-{recipe.num_train_timesteps} timesteps, {optimisation.optimizer}, learning rate {optimisation.lr:g}.
+- **Recipe** `{params.recipe}`: {objective_name(recipe.objective)}, \
+{optimisation.optimizer}, learning rate {optimisation.lr:g}.
 - **Budget**: {si(params.budget.train_flops, "FLOPs")} of training for each arm, with each of the seeds \
 {", ".join(map(str, params.seeds))}.
 - **Arms**: {listed(ordered_arms(params))}; the baseline is `{params.baseline}`."""

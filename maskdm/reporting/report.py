@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from maskdm.config.masks import effective_mask_ratio, mask_name
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block, load_params, load_recipe
+from maskdm.config.reading import load_block, load_params, recipe_of
 from maskdm.config.study import DEFAULT, Part, Parts
 from maskdm.datasets.prepared import PreparedData
 from maskdm.reporting import analysis, figures, page, study_sections
@@ -97,7 +97,7 @@ def write_default() -> list[Path]:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
     params = load_params(ROOT / "params.yaml")
-    data, recipe = PreparedData.open(PREPARED), load_recipe(params.recipe, ROOT)
+    data, recipe = PreparedData.open(PREPARED), recipe_of(params, ROOT)
     records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
     with reading(REFERENCE_RECORD, WRITTEN):
         reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """The paper's Figure 1: a distribution in the plane whose two coordinates are two tokens, and a distance to it."""
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -73,6 +73,15 @@ class SwissRoll(Schema):
         if self.embed_dim % (2 * self.num_heads):
             raise ValueError(f"embed_dim={self.embed_dim}; allowed: an even multiple of num_heads={self.num_heads}")
         return self
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> Self:
+        self.sampling.check_objective(self.recipe.objective)
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """All settings for a fingerprint."""
+        return self.model_dump(exclude={"recipe"}) | {"recipe": self.recipe.flat()}
 
 
 def load_settings(path: Path) -> SwissRoll:

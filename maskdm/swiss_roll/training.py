@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from maskdm.config.masks import Mask, PatchMask
@@ -23,7 +22,7 @@ from maskdm.networks.patches import gather_tokens
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
 from maskdm.swiss_roll.data import SwissRoll, draw_points
-from maskdm.training.objective import denoising_loss, noise_schedule
+from maskdm.training.objective import Objective, denoising_loss, make_objective
 from maskdm.training.optimizers import make_optimizers, update
 from maskdm.training.plan import group_flops, optimizer_flops
 
@@ -126,41 +125,35 @@ def train_phase(
     common step, both arms train in the same way.
     """
     optimisation = settings.recipe.optimisation
-    schedule = make_schedule(settings)
+    objective = make_objective(settings.recipe.objective)
     network = copy.deepcopy(start).train().requires_grad_(True)
     ema = copy.deepcopy(start).eval().requires_grad_(False)
     optimizers = make_optimizers(network, optimisation)
     span = settings.pretrain_steps if mask else settings.finetune_steps[-1]
     for step in range(1, steps + 1):
         random = generator("cpu", seed, "train", 0 if mask else 1, step)
-        batch_loss(network, schedule, mask, settings.batch_size, random).backward()
+        batch_loss(network, objective, mask, settings.batch_size, random).backward()
         update(network, ema, optimizers, optimisation, step, span)
         after_step(step, ema)
     return ema
 
 
 def batch_loss(
-    network: UViT, schedule: DDPMScheduler, mask: Mask | None, batch_size: int, random: torch.Generator
+    network: UViT, objective: Objective, mask: Mask | None, batch_size: int, random: torch.Generator
 ) -> Tensor:
     """The denoising loss of fresh points, of which the mask, if there is one, leaves one coordinate."""
     x_0, ids_keep = draw_points(batch_size, random)[..., None], None
     if mask:
         ids_keep = draw_ids_keep(mask, network.grid, batch_size, random)
         x_0 = gather_tokens(x_0, ids_keep)
-    t = torch.randint(schedule.config.num_train_timesteps, (batch_size,), generator=random)
+    t = objective.draw_times(batch_size, random)
     noise = torch.randn(x_0.shape, generator=random)
-    return denoising_loss(network, schedule, x_0, t, noise, ids_keep).mean()
-
-
-def make_schedule(settings: SwissRoll) -> DDPMScheduler:
-    """The recipe's noise schedule."""
-    recipe = settings.recipe
-    return noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
+    return denoising_loss(network, objective, x_0, t, noise, ids_keep).mean()
 
 
 def draw_samples(settings: SwissRoll, network: UViT, seed: int) -> np.ndarray:
     """Points of `network`, `[samples, 2]`. All looks of a seed start from the same noise."""
-    schedule, size = make_schedule(settings), settings.sampling.batch_size
+    objective, size = settings.recipe.objective, settings.sampling.batch_size
     generators = [generator("cpu", seed, "sample", index) for index in range(settings.samples)]
     parts = [generators[start : start + size] for start in range(0, settings.samples, size)]
-    return torch.cat([sample_tokens(network, schedule, settings.sampling, part) for part in parts])[..., 0].numpy()
+    return torch.cat([sample_tokens(network, objective, settings.sampling, part) for part in parts])[..., 0].numpy()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,7 +28,8 @@ from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import Reporter, Status, bar_interval
 from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
-from maskdm.training.objective import HeldoutLoss
+from maskdm.training.heldout import HeldoutLoss
+from maskdm.training.objective import Objective
 from maskdm.training.optimizers import learning_rate, make_optimizers, update
 from maskdm.training.plan import PhasePlan
 from maskdm.training.views import Views, to_unit_range
@@ -83,7 +83,7 @@ class PhaseTrainer:
 
     Args:
         network: on the device to train on; it holds the weights to start from, if there is no `before`.
-        schedule: noise schedule, which also says what the network predicts.
+        objective: what noise is added, and what the network predicts.
         data: the prepared images.
         plan: the phase.
         heldout_loss: measured on the EMA weights at the steps that the plan names.
@@ -98,7 +98,7 @@ class PhaseTrainer:
     def __init__(
         self,
         network: Network,
-        schedule: DDPMScheduler,
+        objective: Objective,
         data: PreparedData,
         plan: PhasePlan,
         heldout_loss: Callable[[nn.Module], float],
@@ -110,13 +110,13 @@ class PhaseTrainer:
         watch: Callable[[Row], None] = lambda _: None,
         before: State | None = None,
     ) -> None:
-        self.network, self.schedule, self.data, self.plan = network, schedule, data, plan
+        self.network, self.objective, self.data, self.plan = network, objective, data, plan
         self.heldout_loss, self.seed, self.folder, self.log, self.watch = heldout_loss, seed, folder, log, watch
         self.checkpoint_seconds = checkpoint_seconds
         self.device = next(network.parameters()).device
         self.processes = processes
         self.share = processes.share(plan.batch_size, "batch_size")
-        self.views = Views(plan, network, schedule, self.device, self.share, processes.count)
+        self.views = Views(plan, network, objective, self.device, self.share, processes.count)
         self.trainee = Trainee(network.requires_grad_(True), plan.method, plan.positions)
         self.replica = processes.replicate(self.trainee)  # its backward pass averages gradients over the processes
         self.ema = copy.deepcopy(self.trainee).eval().requires_grad_(False)
@@ -364,7 +364,7 @@ class PhaseTrainer:
 
 def make_heldout_loss(
     network: Network,
-    schedule: DDPMScheduler,
+    objective: Objective,
     data: PreparedData,
     num_images: int,
     seed: int,
@@ -383,4 +383,4 @@ def make_heldout_loss(
     if network.num_classes is not None and data.heldout_labels is not None:
         labels = torch.from_numpy(data.heldout_labels[:num_images].copy()).to(device)
     x_0 = to_unit_range(patchify(images, network.patch_size))
-    return HeldoutLoss(schedule, x_0, labels, generator("cpu", seed, "heldout"), processes=processes)
+    return HeldoutLoss(objective, x_0, labels, generator("cpu", seed, "heldout"), processes=processes)

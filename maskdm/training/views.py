@@ -4,10 +4,9 @@ All that is drawn is drawn for the whole batch on every process, so that togethe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from maskdm.config.method import Group
@@ -15,7 +14,7 @@ from maskdm.methods.method import Losses, View, draw
 from maskdm.networks.network import Network
 from maskdm.networks.patches import patchify
 from maskdm.runtime.errors import MaskDMError
-from maskdm.training.objective import diffusion_target, min_snr_weights
+from maskdm.training.objective import Objective
 from maskdm.training.plan import PhasePlan
 
 
@@ -64,12 +63,12 @@ class Drawn:
     """A group of images as one step shows it."""
 
     view: View
-    weights: Tensor | None  # of the denoising losses, `[b]`; None: equal ones
+    weights: Tensor  # of the denoising losses, `[b]`
     share: float  # of the mean loss of this process's images, in what the batch minimises
 
     def minimised(self, losses: Losses) -> Tensor:
         """The group's part of what is minimised, a scalar."""
-        weighted = losses.denoising if self.weights is None else self.weights * losses.denoising
+        weighted = self.weights * losses.denoising
         return self.share * (weighted if losses.auxiliary is None else weighted + losses.auxiliary).mean()
 
 
@@ -79,7 +78,7 @@ class Views:
     Args:
         plan: the phase.
         network: whose tokens they are.
-        schedule: the noise schedule.
+        objective: what the network predicts, at which noise levels.
         device: of everything.
         share: of the batch, that this process trains on.
         processes: how many there are.
@@ -89,20 +88,26 @@ class Views:
         self,
         plan: PhasePlan,
         network: Network,
-        schedule: DDPMScheduler,
+        objective: Objective,
         device: torch.device,
         share: slice,
         processes: int,
     ) -> None:
-        self.plan, self.schedule, self.device, self.share, self.processes = plan, schedule, device, share, processes
+        self.plan, self.objective, self.device, self.share, self.processes = plan, objective, device, share, processes
         self.network = network
         self.parts = own_parts(plan.groups, share)
 
     def __call__(self, images: Tensor, labels: Tensor | None, random: torch.Generator) -> list[Drawn]:
         """What each group of this process's images, uint8 `[b, C, H, W]` with labels `[b]`, shows in one step."""
         tokens = patchify(self._mirrored(images, random), self.network.patch_size)
-        labels = None if labels is None else self._dropped(labels, random)
-        return [self._draw(part, tokens, labels, random) for part in self.parts]
+        drawn = [self._draw(part, tokens, random) for part in self.parts]
+        if labels is None:
+            return drawn
+        told = self._dropped(labels, random)
+        return [
+            replace(one, view=replace(one.view, labels=told[part.images]))
+            for one, part in zip(drawn, self.parts, strict=True)
+        ]
 
     def _mirrored(self, images: Tensor, random: torch.Generator) -> Tensor:
         if not self.plan.optimisation.hflip:
@@ -118,24 +123,30 @@ class Views:
         chance = torch.rand(self.plan.batch_size, generator=random, device=self.device)[self.share]
         return torch.where(chance < share, self.network.no_label, labels)
 
-    def _draw(self, part: Part, tokens: Tensor, labels: Tensor | None, random: torch.Generator) -> Drawn:
+    def _draw(self, part: Part, tokens: Tensor, random: torch.Generator) -> Drawn:
         group, method = part.group, self.plan.method
         drawn = draw(group, method, self.network.grid, random)
         ids_keep, chance = (None if one is None else one[part.own] for one in (drawn.ids_keep, drawn.chance))
         x_0 = to_unit_range(method.visible(tokens[part.images], ids_keep))
-        t = self._draw_timesteps(group, random)[part.own]
+        t = self._draw_times(group, random)[part.own]
         noise = torch.randn((group.images, *x_0.shape[1:]), generator=random, device=self.device)[part.own]
-        x_t, target = self.schedule.add_noise(x_0, noise, t), diffusion_target(self.schedule, x_0, noise, t)
-        own_labels = None if labels is None else labels[part.images]
-        gamma = self.plan.optimisation.min_snr_gamma
+        view = View(
+            group=group,
+            x_t=self.objective.network_input(x_0, noise, t),
+            t=self.objective.network_time(t),
+            target=self.objective.target(x_0, noise, t),
+            ids_keep=ids_keep,
+            labels=None,
+            chance=chance,
+            positions=self.plan.positions,
+        )
         return Drawn(
-            View(group, x_t, t, target, ids_keep, own_labels, chance, self.plan.positions),
-            weights=None if gamma is None else min_snr_weights(self.schedule, t, gamma),
+            view,
+            weights=self.objective.weights(t, self.plan.optimisation.min_snr_gamma),
             # Shares may differ by an image: with these weights the mean over the processes is that over the group.
             share=group.weight * len(x_0) * self.processes / group.images,
         )
 
-    def _draw_timesteps(self, group: Group, random: torch.Generator) -> Tensor:
-        """Time steps of the images of a group, uniform on its part of 0 to T - 1: int64 `[group.images]`."""
-        low, high = (round(part * self.schedule.config.num_train_timesteps) for part in group.noise)
-        return torch.randint(low, high, (group.images,), generator=random, device=self.device)
+    def _draw_times(self, group: Group, random: torch.Generator) -> Tensor:
+        """Times of the images of a group, in its part of the noise levels: `[group.images]`."""
+        return self.objective.draw_times(group.images, random, group.noise)

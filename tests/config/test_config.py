@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ from ruamel.yaml import YAML
 
 from maskdm.config.comparison import Budget, Heldout, Phase, mean_tokens, methods_in_words
 from maskdm.config.masks import BlockMask, CropMask, PatchMask, effective_mask_ratio
+from maskdm.config.objective import SAMPLERS, objective_name
 from maskdm.config.params import Params
-from maskdm.config.reading import flat, load_block, load_params, load_recipe
+from maskdm.config.reading import flat, load_block, load_params, load_recipe, recipe_of
+from maskdm.config.recipe import Recipe
 from maskdm.config.schema import Schema
 from maskdm.config.study import Parts
 from maskdm.runtime.errors import MaskDMError
-from tests.conftest import PARAMS
+from tests.conftest import PARAMS, RECIPE
+from tests.denoisers import EDM, OBJECTIVES, objective_settings
 from tests.imports import PROJECT
 
 
@@ -33,7 +37,7 @@ def change(settings: dict[str, Any], key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_profile_is_valid_and_its_recipe_exists(path: Path) -> None:
-    load_recipe(load_params(path).recipe, PROJECT)
+    recipe_of(load_params(path), PROJECT)
 
 
 def test_the_committed_params_are_the_default_profile() -> None:
@@ -62,7 +66,8 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("arms.patch75.0.mask.ratio", 1.0, "arms.patch75.0.mask.ratio=1.0"),
         ("arms.staged.0.mask.block", 3, "mask.block=3 does not divide the 4x4 token grid; allowed: [1, 2]"),
         ("arms.staged.1.mask.crop", 4, "mask.crop=4 keeps everything or does not fit the 4x4 token grid"),
-        ("arms.staged.1.mask.strategy", "stripes", "stripes"),
+        ("arms.staged.1.mask.strategy", "stripes", "arms.staged.1.mask.strategy='stripes'; allowed: 'patch', 'block'"),
+        ("arms.staged.1.mask", {"crop": 2}, "arms.staged.1.mask.strategy is missing"),
         ("arms.staged.1.share", 0.9, "arms.staged: the shares add up to more than 1"),
         ("arms.staged.1.override", {"learning_rate": 1.0}, "override.learning_rate is not a known key"),
         ("arms.staged.1.share", None, "arms.staged[1].share is missing; only the last phase has none"),
@@ -74,7 +79,7 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("sampling.eta", 2.0, "sampling.eta=2.0"),
         ("sampling.guidance_scale", -1.0, "sampling.guidance_scale=-1.0"),
         ("sampling.guidance_scale", 2, "sampling.guidance_scale=2 with model.class_conditional=false; allowed: 1"),
-        ("sampling.sampler", "euler", "sampling.sampler='euler'"),
+        ("sampling.sampler", "plms", "sampling.sampler='plms'"),
         ("evaluation.kid_subset_size", 1000, "kid_subset_size=1000; allowed: at most"),
         ("seeds", [0, -1], "seeds.1=-1"),
         ("seeds", [], "seeds=[]"),
@@ -176,6 +181,69 @@ def test_a_control_is_right_if_its_batch_is_the_nearest_in_tokens(
         assert not right
     else:
         assert right
+
+
+# --- recipes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("objective", None, "objective=None"),
+        ("objective", {"time_distribution": "uniform"}, "objective.name is missing"),
+        ("objective.name", "ddqm", "objective.name='ddqm'; allowed: 'ddpm', 'vp', 'flow', 'edm'"),
+        ("objective.beta_shedule", "linear", "objective.beta_shedule is not a known key; did you mean beta_schedule?"),
+        ("objective.prediction_type", "x_0", "objective.prediction_type='x_0': input should be 'epsilon', 'v_predict"),
+        ("objective.num_train_timesteps", 1, "objective.num_train_timesteps=1: input should be greater than or equal"),
+        ("objective", {"name": "vp"}, "objective.prediction_type is missing"),
+        ("objective", {"name": "flow"}, "objective.time_distribution is missing"),
+        ("objective", {"name": "flow", "time_distribution": "cosine"}, "objective.time_distribution='cosine'"),
+        ("objective", EDM | {"sigma_data": 0}, "objective.sigma_data=0: input should be greater than 0"),
+        ("objective", EDM | {"sigma_min": 90.0}, "objective: sigma_min=90.0; allowed: below sigma_max (80.0)"),
+        ("prediction_type", "epsilon", "prediction_type is not a known key"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line(tmp_path: Path, key: str, value: Any, says: str) -> None:
+    path = tmp_path / "profiles" / "recipes" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    raw = copy.deepcopy(RECIPE)
+    change(raw, key, value)
+    write(path.parent, raw).rename(path)
+    with pytest.raises(MaskDMError) as caught:
+        load_recipe("mine", tmp_path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["tuned", "flow", "edm"])
+def test_a_sampler_of_another_objective_is_refused(settings: dict[str, Any], recipe: str) -> None:
+    name = load_recipe(recipe, PROJECT).objective.name
+    for sampler in ("ddpm", "ddim", "dpm_solver", "unipc", "euler", "heun"):
+        settings |= {"recipe": recipe, "sampling": settings["sampling"] | {"sampler": sampler}}
+        params = Params.model_validate(settings)
+        if sampler in SAMPLERS[name]:
+            recipe_of(params, PROJECT)
+            continue
+        with pytest.raises(MaskDMError) as caught:
+            recipe_of(params, PROJECT)
+        assert str(caught.value) == (
+            f"sampling.sampler={sampler} with objective={name}; allowed: {', '.join(SAMPLERS[name])}"
+        )
+
+
+def test_every_objective_has_a_name_in_words() -> None:
+    names = {key: objective_name(objective_settings(raw)) for key, raw in OBJECTIVES.items()}
+    assert len(set(names.values())) == len(names)
+    assert names["linear, epsilon"] == "epsilon, linear schedule with 1000 timesteps"
+    assert names["flow, logit-normal"] == "rectified flow, times logit-normal"
+
+
+def test_only_a_recipe_of_another_objective_names_it() -> None:
+    """Trials that were recorded when DDPM was the only one are still found."""
+    assert list(Recipe.model_validate(RECIPE).flat()) == [
+        *("handover", "optimisation", "num_train_timesteps", "beta_schedule", "prediction_type")
+    ]
+    assert Recipe.model_validate(RECIPE | {"objective": EDM}).flat()["objective"] == "edm"
 
 
 @pytest.mark.parametrize("content", ["seeds: [", "- 1\n- 2\n", "seeds: [1]\nseeds: [2]\n", ""])

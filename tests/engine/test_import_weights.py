@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from maskdm import UViT, cli
 from maskdm.config.params import Params
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.authors import import_uvit
 from maskdm.training.checkpoint import load_snapshot
-from maskdm.training.objective import noise_schedule
 from tests.conftest import PARAMS
+from tests.denoisers import OBJECTIVES, objective_settings
 from tests.networks.test_authors import HEADS, Weights, their_weights
 
 
@@ -22,7 +23,7 @@ def with_prefix(weights: Weights, prefix: str) -> Weights:
 
 def checkpoint(raw: Weights, averaged: Weights | None, beta_schedule: str = "linear") -> dict[str, Any]:
     """The network in its diffusion, beside the optimizer's state; ema_pytorch keeps both kinds of weights."""
-    schedule = noise_schedule(1000, beta_schedule, "epsilon")
+    schedule = DDPMScheduler(1000, beta_schedule=beta_schedule)
     buffers = {"betas": schedule.betas, "alphas_cumprod": schedule.alphas_cumprod, "loss_weight": torch.ones(1000)}
     model = with_prefix(raw, "model.") | buffers
     saved = {"step": 200_000, "model": model, "opt": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "scaler": None}
@@ -54,7 +55,7 @@ def test_the_averaged_weights_become_a_snapshot_that_is_sampled(
         assert torch.equal(weight, network.state_dict()[name])
     loaded = load_snapshot(Path("imported"), torch.device("cpu"))
     sampling = Params.model_validate(PARAMS).sampling
-    samples = sample_images(loaded, noise_schedule(1000, "squaredcos_cap_v2", "epsilon"), sampling, range(3), seed=0)
+    samples = sample_images(loaded, objective_settings(OBJECTIVES["linear, epsilon"]), sampling, range(3), seed=0)
     assert samples.shape == (3, 3, 8, 8)
 
 

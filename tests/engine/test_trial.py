@@ -1,22 +1,19 @@
 """One arm with one seed, trained and judged in one process."""
 
-import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from maskdm.config.comparison import Phase
 from maskdm.config.masks import PatchMask
+from maskdm.config.objective import SAMPLERS
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block, load_params, load_recipe
-from maskdm.config.study import Parts
-from maskdm.datasets.prepared import PreparedData
+from maskdm.config.reading import load_recipe
 from maskdm.engine.project import Project
 from maskdm.engine.stages import evaluate, finetune, pretrain
 from maskdm.engine.train import Timing
@@ -24,7 +21,7 @@ from maskdm.engine.trial import JUDGED, finish, open_record, run_trial, trial_id
 from maskdm.networks.catalogue import NETWORKS
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import Record, Stage, read_records
+from maskdm.tracking.records import read_records
 from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.loop import Row
 from tests.conftest import MODELS
@@ -112,6 +109,23 @@ def test_every_network_goes_through_all_stages(project: Project, name: str, trai
     assert type(load_snapshot(Path("runs/finetune") / name / "1" / "weights", trial.device)) is NETWORKS[name]
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (PROJECT / "profiles" / "recipes").glob("*.yaml")))
+def test_every_recipe_trains_and_is_judged(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    sampler = SAMPLERS[load_recipe(name).objective.name][0]
+    sampling = {"sampler": sampler, "num_inference_steps": 4, "eta": 0.0, "batch_size": 16}
+    write_params(tmp_path, recipe=name, sampling=sampling, budget={"train_flops": 5e9, "snapshots": [1.0]})
+    record = run_trial(of(Project.open(ALONE), "patches", MASKED), "study", "recipes/patches-1", judged=True).record
+    losses = [row["heldout_loss"] for row in record.history if "heldout_loss" in row]
+    assert losses[-1] < losses[0]
+    assert record.summary["fd_effnet_lite0"] > 0
+    assert record.history[-1]["sampler"] == sampler
+    assert record.params.get("objective", "ddpm") == load_recipe(name).objective.name
+
+
 def test_names_do_not_make_another_trial_but_seeds_masks_and_judging_do(project: Project) -> None:
     first = of(project, "patches", MASKED)
     identity = trial_identity(first, judged=True)
@@ -141,28 +155,6 @@ def test_another_version_of_the_numbers_or_other_data_is_another_trial(
     assert trial_identity(replace(trial, data=other), judged=False) != identity
     monkeypatch.setattr("maskdm.engine.project.NUMERICS", 0)
     assert trial_identity(trial, judged=False) != identity
-
-
-@pytest.mark.parametrize("stage", ["default", "study"])
-def test_committed_records_keep_their_identity(stage: Stage) -> None:
-    """A setting that is added with a default that means "as before" makes no recorded trial stale."""
-    params = load_params(PROJECT / "params.yaml")
-    recipe = load_recipe(params.recipe, PROJECT)
-    parts = load_block(Parts, "parts", PROJECT / "study" / "params.yaml").root
-
-    def identity_now(record: Record) -> str:
-        settings, trial = params, record.key
-        if stage == "study":
-            part, trial = record.key.split("/")
-            settings = parts[part].params(params)
-        arm, seed = re.split("[/-](?=[0-9]+$)", trial)
-        unread = PreparedData(np.empty(0), None, record.data)
-        project = Project(settings.trial(arm, int(seed)), recipe, unread, torch.device("cpu"), ALONE)
-        return trial_identity(project, judged=True)
-
-    records = [record for record, _ in read_records(PROJECT, (stage,))][:: 1 if stage == "default" else 20]
-    assert records
-    assert [record.key for record in records if identity_now(record) != record.identity] == []
 
 
 def test_an_arm_without_a_mask_is_one_dense_phase(project: Project) -> None:

@@ -3,15 +3,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from diffusers import DDPMScheduler
+from torch import Tensor
 
+from maskdm.config.objective import SAMPLERS, TIME_SCALE
 from maskdm.config.params import Sampling
-from maskdm.evaluation.sampling import guided_prediction, sample_images, sample_tokens, to_pixels
+from maskdm.evaluation.sampling import guided_prediction, make_sampler, sample_images, sample_tokens, to_pixels
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
-from maskdm.training.objective import noise_schedule
+from maskdm.training.objective import make_objective
+from tests.denoisers import OBJECTIVES, Wiener, ddpm, objective_settings, told_times
 
-ALL_SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0), ("unipc", 0.0)]
+LINEAR = objective_settings(OBJECTIVES["linear, epsilon"])
+# Every sampler of every objective; ddim also with noise.
+CASES = [
+    pytest.param(raw, sampler, eta, id=f"{name}, {sampler}, {eta}")
+    for name, raw in OBJECTIVES.items()
+    for sampler in SAMPLERS[raw["name"]]
+    for eta in ((0.0, 1.0) if sampler == "ddim" else (0.0,))
+]
+# Evaluations after which the mean and the spread of Gaussian samples are right; Euler's method is of first order.
+ENOUGH = {"ddpm": 250, "ddim": 250, "euler": 250, "dpm_solver": 50, "unipc": 50, "heun": 50}
 
 
 def sampling(sampler: str, eta: float = 0.0, steps: int = 10, batch_size: int = 4, scale: float = 1.0) -> Sampling:
@@ -19,62 +31,71 @@ def sampling(sampler: str, eta: float = 0.0, steps: int = 10, batch_size: int = 
     return Sampling.model_validate(settings | {"guidance_scale": scale})
 
 
-class Knows(nn.Module):
-    """The optimal denoiser of data that is one image: it answers as if x_0 were that image."""
-
-    num_tokens, token_dim = 16, 4
-
-    def __init__(self, x_0: Tensor, schedule: Any) -> None:
-        super().__init__()
-        self.x_0, self.schedule = nn.Parameter(x_0), schedule
-
-    def forward(self, x_t: Tensor, t: Tensor, ids_keep: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        abar = self.schedule.alphas_cumprod[t][:, None, None]
-        eps = (x_t - abar.sqrt() * self.x_0) / (1 - abar).sqrt()
-        if self.schedule.config.prediction_type == "epsilon":
-            return eps
-        return abar.sqrt() * eps - (1 - abar).sqrt() * self.x_0
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("sampler", "eta"), ALL_SAMPLERS)
-def test_a_perfect_denoiser_returns_the_image(sampler: str, eta: float, prediction_type: str) -> None:
-    schedule = noise_schedule(1000, "linear", prediction_type)
-    x_0 = torch.rand(16, 4) * 1.8 - 0.9
-    denoiser: Any = Knows(x_0, schedule)
-    tokens = sample_tokens(denoiser, schedule, sampling(sampler, eta, 20), [generator("cpu", i) for i in "ab"])
-    torch.testing.assert_close(tokens, x_0.expand(2, -1, -1), atol=0.02, rtol=0)
-
-
-def test_gaussian_data_keeps_its_mean_and_spread() -> None:
-    """A case with a known answer: for x_0 ~ N(mean, s^2) the optimal denoiser is linear (Wiener's)."""
+@pytest.mark.parametrize(("raw", "sampler", "eta"), CASES)
+def test_gaussian_data_keeps_its_mean_and_spread(raw: dict[str, Any], sampler: str, eta: float) -> None:
+    """A case with a known answer: for x_0 ~ N(mean, s^2) the best denoiser is linear."""
     mean, spread = 0.2, 0.3
-    schedule = noise_schedule(1000, "linear", "epsilon")
-
-    class Wiener(Knows):
-        def forward(self, x_t: Tensor, t: Tensor, *_: Any, **__: Any) -> Tensor:
-            abar = self.schedule.alphas_cumprod[t][:, None, None]
-            return (1 - abar).sqrt() * (x_t - abar.sqrt() * mean) / (abar * spread**2 + 1 - abar)
-
-    denoiser: Any = Wiener(torch.zeros(16, 4), schedule)
+    settings = objective_settings(raw)
+    denoiser: Any = Wiener(make_objective(settings), mean, spread)
     generators = [generator("cpu", i) for i in range(200)]
-    for sampler, eta, steps in (("ddim", 0.0, 250), ("ddpm", 0.0, 250), ("dpm_solver", 0.0, 50), ("unipc", 0.0, 50)):
-        tokens = sample_tokens(denoiser, schedule, sampling(sampler, eta, steps), generators)
-        assert tokens.mean().item() == pytest.approx(mean, abs=0.01), sampler
-        assert tokens.std().item() == pytest.approx(spread, abs=0.02), sampler
+    tokens = sample_tokens(denoiser, settings, sampling(sampler, eta, ENOUGH[sampler]), generators)
+    assert tokens.mean().item() == pytest.approx(mean, abs=0.01)
+    assert tokens.std().item() == pytest.approx(spread, abs=0.02)
+
+
+@pytest.mark.parametrize(("raw", "sampler", "eta"), CASES)
+def test_data_that_is_one_image_is_found_in_few_steps(raw: dict[str, Any], sampler: str, eta: float) -> None:
+    settings = objective_settings(raw)
+    denoiser: Any = Wiener(make_objective(settings), 0.6, 0.0)
+    tokens = sample_tokens(denoiser, settings, sampling(sampler, eta, 20), [generator("cpu", i) for i in "ab"])
+    torch.testing.assert_close(tokens, torch.full((2, 16, 4), 0.6), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS["flow"])
+def test_a_straight_line_is_integrated_in_one_step(sampler: str) -> None:
+    """With one image the velocity along a path is constant: any number of steps is exact."""
+    settings = objective_settings(OBJECTIVES["flow"])
+    denoiser: Any = Wiener(make_objective(settings), 0.6, 0.0)
+    tokens = sample_tokens(denoiser, settings, sampling(sampler, steps=1), [generator("cpu", 0)])
+    torch.testing.assert_close(tokens, torch.full((1, 16, 4), 0.6), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("raw", "sampler", "eta"), CASES)
+def test_the_network_is_told_the_noise_that_the_sampler_believes_in(
+    raw: dict[str, Any], sampler: str, eta: float
+) -> None:
+    settings = objective_settings(raw)
+    objective = make_objective(settings)
+    found = make_sampler(sampling(sampler, eta), settings, torch.device("cpu"))
+    if sampler in ("ddpm", "ddim"):
+        signal = found.scheduler.alphas_cumprod[found.scheduler.timesteps]
+        sigmas = ((1 - signal) / signal).sqrt()
+    else:
+        sigmas = found.scheduler.sigmas[:-1].double()
+        sigmas = sigmas / (1 - sigmas) if raw["name"] == "flow" else sigmas
+    mix = objective.coefficients(told_times(objective, found.network_times))
+    ratio = (mix.b / mix.a).double()
+    torch.testing.assert_close(ratio[1:], sigmas[1:].double(), rtol=2e-3, atol=0)  # the first may be pure noise
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS["flow"])
+def test_steps_of_a_flow_are_equal_and_none_is_wasted(sampler: str) -> None:
+    times = make_sampler(sampling(sampler), objective_settings(OBJECTIVES["flow"]), torch.device("cpu")).network_times
+    distinct = torch.cat([times.unique(), torch.zeros(1)]).sort().values / TIME_SCALE
+    assert distinct.diff().tolist() == pytest.approx([0.1] * 10, abs=2e-3)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_is_the_authors_formula(network: UViT, eta: float) -> None:
     """x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s - sigma^2) eps + sigma z, x_0 clipped, from T - 1 down by T / steps."""
-    schedule, steps = noise_schedule(1000, "linear", "epsilon"), 10
-    found = sample_tokens(network, schedule, sampling("ddim", eta, steps), [generator("cpu", 7)])
+    steps, alpha_bar = 10, ddpm(1000, "linear", "epsilon").alpha_bar(torch.arange(1000))
+    found = sample_tokens(network, LINEAR, sampling("ddim", eta, steps), [generator("cpu", 7)])
     random = generator("cpu", 7)
     x = torch.randn(1, 16, 4, generator=random)
     times = list(range(999, -1, -1000 // steps))
     for t, s in zip(times, [*times[1:], None], strict=True):
-        abar_t = schedule.alphas_cumprod[t]
-        abar_s = schedule.alphas_cumprod[s] if s is not None else torch.tensor(1.0)
+        abar_t = alpha_bar[t]
+        abar_s = alpha_bar[s] if s is not None else torch.tensor(1.0)
         sigma = eta * ((1 - abar_s) / (1 - abar_t) * (1 - abar_t / abar_s)).sqrt()  # Song et al. 2021, eq. 16
         eps = network(x, torch.tensor([t]))
         x_0 = ((x - (1 - abar_t).sqrt() * eps) / abar_t.sqrt()).clamp(-1, 1)
@@ -85,11 +106,12 @@ def test_ddim_is_the_authors_formula(network: UViT, eta: float) -> None:
 
 def test_ddpm_is_the_ancestral_sampler(network: UViT) -> None:
     """x_{t-1} ~ N(posterior mean of x_{t-1} given x_t and x_0, its variance), Ho et al. 2020, eq. 7; x_0 clipped."""
-    schedule = noise_schedule(50, "linear", "epsilon")
-    found = sample_tokens(network, schedule, sampling("ddpm", steps=50), [generator("cpu", 7)])
+    settings = objective_settings(OBJECTIVES["linear, epsilon"] | {"num_train_timesteps": 50})
+    found = sample_tokens(network, settings, sampling("ddpm", steps=50), [generator("cpu", 7)])
     random = generator("cpu", 7)
     x = torch.randn(1, 16, 4, generator=random)
-    abar = torch.cat([torch.ones(1), schedule.alphas_cumprod])  # abar[t + 1] is that of step t
+    # abar[t + 1] is that of step t
+    abar = torch.cat([torch.ones(1), ddpm(50, "linear", "epsilon").alpha_bar(torch.arange(50))])
     for t in range(49, -1, -1):
         now, before = abar[t + 1], abar[t]
         beta = 1 - now / before
@@ -101,17 +123,21 @@ def test_ddpm_is_the_ancestral_sampler(network: UViT) -> None:
     torch.testing.assert_close(found, x.detach(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("sampler", "eta"), ALL_SAMPLERS)
-def test_an_image_depends_on_its_seed_and_not_on_the_batch(network: UViT, sampler: str, eta: float) -> None:
-    schedule = noise_schedule(100, "squaredcos_cap_v2", "v_prediction")
+@pytest.mark.parametrize(("raw", "sampler", "eta"), CASES)
+def test_an_image_depends_on_its_seed_and_not_on_the_batch(
+    network: UViT, raw: dict[str, Any], sampler: str, eta: float
+) -> None:
+    settings = objective_settings(raw)
+    with torch.no_grad():
+        network.head.weight.mul_(0.1)  # of samples that saturate no pixel, whatever the network predicts
     one, many = (
-        sample_images(network, schedule, sampling(sampler, eta, batch_size=size), range(6), seed=3) for size in (1, 4)
+        sample_images(network, settings, sampling(sampler, eta, batch_size=size), range(6), seed=3) for size in (1, 4)
     )
     assert one.shape == (6, 1, 8, 8)
     assert one.dtype == np.uint8
     assert np.abs(one.astype(int) - many.astype(int)).max() <= 1  # rounding of matrix products differs with the batch
     assert len({image.tobytes() for image in one}) == 6
-    assert not np.array_equal(one, sample_images(network, schedule, sampling(sampler, eta), range(6), seed=4))
+    assert not np.array_equal(one, sample_images(network, settings, sampling(sampler, eta), range(6), seed=4))
 
 
 @pytest.fixture
@@ -125,24 +151,25 @@ def labelled() -> UViT:
 
 def test_labels_reach_their_images(labelled: UViT) -> None:
     network = labelled
-    schedule = noise_schedule(100, "linear", "epsilon")
     labels = torch.tensor([0, 0, 1, 1, 0])
-    mixed = sample_images(network, schedule, sampling("ddim", batch_size=2), range(5), 0, labels)
-    zeros = sample_images(network, schedule, sampling("ddim", batch_size=2), range(5), 0, torch.zeros_like(labels))
+    mixed = sample_images(network, LINEAR, sampling("ddim", batch_size=2), range(5), 0, labels)
+    zeros = sample_images(network, LINEAR, sampling("ddim", batch_size=2), range(5), 0, torch.zeros_like(labels))
     same = [np.array_equal(a, b) for a, b in zip(mixed, zeros, strict=True)]
     assert same == [True, True, False, False, True]
 
 
-@pytest.mark.parametrize(("sampler", "eta"), ALL_SAMPLERS)
-def test_guidance_by_1_is_sampling_with_labels_and_by_0_without(labelled: UViT, sampler: str, eta: float) -> None:
-    schedule, labels = noise_schedule(100, "squaredcos_cap_v2", "v_prediction"), torch.tensor([0, 1, 1])
+@pytest.mark.parametrize(("raw", "sampler", "eta"), CASES)
+def test_guidance_by_1_is_sampling_with_labels_and_by_0_without(
+    labelled: UViT, raw: dict[str, Any], sampler: str, eta: float
+) -> None:
+    objective, labels = objective_settings(raw), torch.tensor([0, 1, 1])
     passes: list[int] = []
     labelled.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
 
     def sampled(scale: float, labels: Tensor) -> Tensor:
         passes.clear()
         settings = sampling(sampler, eta, scale=scale)
-        return sample_tokens(labelled, schedule, settings, [generator("cpu", i) for i in "abc"], labels)
+        return sample_tokens(labelled, objective, settings, [generator("cpu", i) for i in "abc"], labels)
 
     sampled(1.0, labels)
     assert set(passes) == {3}, "no second pass"
@@ -161,7 +188,7 @@ def test_a_step_is_linear_in_the_scale_of_guidance(labelled: UViT) -> None:
 
 
 def test_guiding_v_is_guiding_epsilon(labelled: UViT) -> None:
-    schedule = noise_schedule(100, "linear", "v_prediction")
+    schedule = DDPMScheduler(100, beta_schedule="linear")
     x_t, t, labels = torch.randn(3, 16, 4), torch.tensor([5, 50, 95]), torch.tensor([0, 1, 0])
 
     class Epsilon(UViT):  # type: ignore[misc]  # diffusers ships no types

@@ -28,10 +28,10 @@ from maskdm.networks.patches import patchify
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.loop import PhaseTrainer
-from maskdm.training.objective import noise_schedule
 from maskdm.training.plan import PhasePlan, arm_plans, build_network, group_flops, method_of
 from maskdm.training.views import Views, own_parts
 from tests.conftest import PARAMS
+from tests.denoisers import ddpm
 
 HALF = {"strategy": "patch", "ratio": 0.5}
 QUARTER = {"strategy": "stratified", "block": 2}
@@ -54,6 +54,7 @@ PHASES: dict[str, dict[str, Any]] = {
 }
 MASKED = [name for name, phase in PHASES.items() if "mask" in phase]
 BATCH = 24
+OBJECTIVE = ddpm(100, "squaredcos_cap_v2", "v_prediction")
 
 
 def phase(name: str, **changes: Any) -> Phase:
@@ -90,7 +91,7 @@ def name_of(network: Transformer) -> str:
 
 
 def drawn(plan: PhasePlan, network: Network, share: slice = slice(0, BATCH), processes: int = 1) -> Any:
-    views = Views(plan, network, noise_schedule(100, "linear", "epsilon"), torch.device("cpu"), share, processes)
+    views = Views(plan, network, OBJECTIVE, torch.device("cpu"), share, processes)
     images = torch.randint(256, (BATCH, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     return views(images[share], None, torch.Generator().manual_seed(2))
 
@@ -296,9 +297,8 @@ def test_a_process_without_an_image_of_a_group_is_refused() -> None:
 
 
 def trainer(plan: PhasePlan, folder: Path, data: PreparedData, network: Transformer, **settings: Any) -> PhaseTrainer:
-    schedule = noise_schedule(100, "squaredcos_cap_v2", "v_prediction")
     return PhaseTrainer(
-        copy.deepcopy(network), schedule, data, plan, lambda _: 0.5, 0, folder, lambda _: None, **settings
+        copy.deepcopy(network), OBJECTIVE, data, plan, lambda _: 0.5, 0, folder, lambda _: None, **settings
     )
 
 

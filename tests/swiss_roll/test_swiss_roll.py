@@ -37,9 +37,12 @@ TOY: dict[str, Any] = {
     "depth": 1,
     "num_heads": 2,
     "recipe": {
-        "num_train_timesteps": 100,
-        "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "v_prediction",
+        "objective": {
+            "name": "ddpm",
+            "num_train_timesteps": 100,
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "v_prediction",
+        },
         "optimisation": {
             "optimizer": "muon",
             "lr": 1e-2,
@@ -156,6 +159,10 @@ def write_settings(folder: Path, **changes: Any) -> Path:
         (
             {"sampling": TOY["sampling"] | {"guidance_scale": 2.0}},
             "swiss_roll: sampling.guidance_scale=2; allowed: 1, there are no classes",
+        ),
+        (
+            {"sampling": TOY["sampling"] | {"sampler": "euler"}},
+            "swiss_roll: sampling.sampler=euler with objective=ddpm; allowed: ddpm, ddim, dpm_solver, unipc",
         ),
         (
             {"recipe": TOY["recipe"] | {"optimisation": TOY["recipe"]["optimisation"] | {"decay": 0.3}}},

@@ -17,7 +17,7 @@ from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.checkpoint import load_snapshot, network_sha256, save_checkpoint
 from maskdm.training.loop import PhaseTrainer, Row, make_heldout_loss
-from maskdm.training.objective import noise_schedule
+from maskdm.training.objective import make_objective
 from maskdm.training.optimizers import ema_decay
 from maskdm.training.plan import PhasePlan, plan_finetune, plan_pretrain
 
@@ -41,8 +41,8 @@ def plan(params: Params, recipe: Recipe) -> PhasePlan:
 def make_trainer(recipe: Recipe, data: PreparedData, plan: PhasePlan, network: UViT, tmp_path: Path) -> MakeTrainer:
     """Trainers that start from the same weights; keyword arguments replace those of the phase."""
     start = {name: value.clone() for name, value in network.state_dict().items()}
-    schedule = noise_schedule(recipe.num_train_timesteps, recipe.beta_schedule, recipe.prediction_type)
-    heldout = make_heldout_loss(network, schedule, data, 32, 0, torch.device("cpu"))
+    objective = make_objective(recipe.objective)
+    heldout = make_heldout_loss(network, objective, data, 32, 0, torch.device("cpu"))
 
     def make(folder: str = "work", log: Any = lambda _: None, seed: int = 0, **changes: Any) -> PhaseTrainer:
         fresh = UViT.from_config(network.config)
@@ -51,7 +51,7 @@ def make_trainer(recipe: Recipe, data: PreparedData, plan: PhasePlan, network: U
         seconds, watch = changes.pop("checkpoint_seconds", 1e9), changes.pop("watch", lambda _: None)
         before = changes.pop("before", None)
         return PhaseTrainer(
-            *(fresh, schedule, data, replace(plan, **changes), heldout_loss, seed, tmp_path / folder, log, seconds),
+            *(fresh, objective, data, replace(plan, **changes), heldout_loss, seed, tmp_path / folder, log, seconds),
             watch=watch,
             before=before,
         )
@@ -276,24 +276,24 @@ def test_a_network_with_classes_trains_on_the_labels_of_its_images(
     params: Params, recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2, num_classes=4)
-    schedule = noise_schedule(100, "linear", "epsilon")
-    heldout = make_heldout_loss(network, schedule, data, 32, 0, torch.device("cpu"))
+    objective = make_objective(recipe.objective)
+    heldout = make_heldout_loss(network, objective, data, 32, 0, torch.device("cpu"))
     plan = replace(plan_finetune(params, recipe, "scratch"), steps=2, heldout_steps=(2,), snapshot_steps={})
     before = network.label_embed.weight.detach().clone()
-    PhaseTrainer(network, schedule, data, plan, heldout, 0, tmp_path, lambda _: None).run()
+    PhaseTrainer(network, objective, data, plan, heldout, 0, tmp_path, lambda _: None).run()
     assert not torch.equal(before, network.label_embed.weight)
 
 
 def labelled_trainer(params: Params, recipe: Recipe, data: PreparedData, folder: Path, share: float) -> PhaseTrainer:
     """A dense phase of a network with 4 classes, that drops a share of the labels."""
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2, num_classes=4)
-    schedule = noise_schedule(100, "linear", "epsilon")
-    heldout = make_heldout_loss(network, schedule, data, 32, 0, torch.device("cpu"))
+    objective = make_objective(recipe.objective)
+    heldout = make_heldout_loss(network, objective, data, 32, 0, torch.device("cpu"))
     changed = params.model_copy(update={"model": params.model.model_copy(update={"class_conditional": True})})
     optimisation = recipe.optimisation.model_copy(update={"label_dropout": share})
     plan = plan_finetune(changed, recipe.model_copy(update={"optimisation": optimisation}), "scratch")
     plan = replace(plan, batch_size=1000, steps=2, heldout_steps=(2,), snapshot_steps={})
-    return PhaseTrainer(network, schedule, data, plan, heldout, 0, folder, lambda _: None)
+    return PhaseTrainer(network, objective, data, plan, heldout, 0, folder, lambda _: None)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -329,9 +329,9 @@ def test_dropping_labels_moves_no_other_draw_and_not_the_heldout_loss(
         assert torch.equal(one, other)
 
 
-def test_too_many_heldout_images_are_named(network: UViT, data: PreparedData) -> None:
+def test_too_many_heldout_images_are_named(network: UViT, data: PreparedData, recipe: Recipe) -> None:
     with pytest.raises(MaskDMError, match=r"heldout\.images=65; allowed: at most 64"):
-        make_heldout_loss(network, noise_schedule(100, "linear", "epsilon"), data, 65, 0, torch.device("cpu"))
+        make_heldout_loss(network, make_objective(recipe.objective), data, 65, 0, torch.device("cpu"))
 
 
 def test_the_averaged_weights_are_a_weighted_mean_of_the_trained_ones(make_trainer: MakeTrainer) -> None:

@@ -20,7 +20,7 @@ from maskdm.methods.method import Trainee
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.loop import PhaseTrainer
-from maskdm.training.objective import noise_schedule
+from maskdm.training.objective import make_objective
 from maskdm.training.optimizers import learning_rate
 from maskdm.training.plan import PhasePlan, build_network, group_flops, plan_finetune, plan_pretrain
 from tests.conftest import PARAMS, RECIPE
@@ -77,10 +77,17 @@ def spent(request: pytest.FixtureRequest) -> dict[str, list[tuple[int, PhasePlan
 
 def count_flops(plan: PhasePlan, params: Params) -> int:
     """What the counter sees of a whole phase: forward and backward, and whatever else the step multiplies."""
-    schedule = noise_schedule(100, "linear", "epsilon")
+    objective = make_objective(Recipe.model_validate(RECIPE).objective)
     unread = PreparedData(np.empty(0), None, {})  # the steps are handed their batch
     trainer = PhaseTrainer(
-        build_network(params.model, params.data, None), schedule, unread, plan, lambda _: 0.0, 0, Path(), lambda _: None
+        build_network(params.model, params.data, None),
+        objective,
+        unread,
+        plan,
+        lambda _: 0.0,
+        0,
+        Path(),
+        lambda _: None,
     )
     images = torch.randint(256, (plan.batch_size, 1, 8, 8), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
