@@ -29,8 +29,14 @@ def main() -> None:
     search.add_argument("--join", action="store_true", help="only work at the study that another machine has begun")
     commands.add_parser("sync", help="rebuild MLflow's store from records/ (after a clone or a DVC cache hit)")
     commands.add_parser("ui", help="MLflow's UI on the project's runs")
+    weights = commands.add_parser("import-weights", help="a checkpoint of MaskDM's authors as a network of this suite")
+    weights.add_argument("file", type=Path, help="what their training saved, model-<n>.pt")
+    weights.add_argument("folder", type=Path, help="where to write config.json and safetensors; a new one")
+    weights.add_argument("--num-heads", type=int, help="attention heads, of a width that is not in the paper")
     arguments = parser.parse_args()
     with exit_with_one_line():
+        if arguments.command == "import-weights":  # needs no project
+            return import_weights(arguments.file, arguments.folder, arguments.num_heads)
         enter_project()
         match arguments.command:
             case "plan":
@@ -108,6 +114,13 @@ def run_search(large: bool, workers: int | None, join: bool) -> None:
     given = {"--large": large, f"--workers={workers}": workers is not None, "--join": join}
     command = [sys.executable, "-m", "pipeline.search", *(option for option, wanted in given.items() if wanted)]
     os.execv(command[0], command)
+
+
+def import_weights(file: Path, folder: Path, num_heads: int | None) -> None:
+    """Write the authors' network as a snapshot, and say what it is."""
+    from maskdm.engine.import_weights import import_weights  # here: no other command waits for it
+
+    print(import_weights(file, folder, num_heads))
 
 
 def sync() -> None:
