@@ -8,7 +8,7 @@ import pytest
 from maskdm.numerics import NUMERICS
 from tests import golden
 
-TOLERANCE = 1e-4  # what other CPUs and numbers of threads change is far less
+TOLERANCE = 1e-3  # other CPUs and numbers of threads change Muon's bfloat16 and the KID of few samples by up to 5e-4
 EXPECTED = json.loads(golden.FILE.read_text(encoding="utf-8"))
 
 

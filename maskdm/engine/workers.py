@@ -21,6 +21,9 @@ from maskdm.runtime.threads import count_cores
 
 POLL_SECONDS = 0.5
 PRELOADED = ["maskdm.engine.stages", "mlflow"]
+# diffusers asks for a GPU when it is loaded. That starts CUDA, and torch refuses to use it in a copy of a process that
+# has started it. With these variables torch answers "none" without asking.
+WITHOUT_CUDA = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -120,7 +123,7 @@ def load_libraries() -> None:
     It returns at once. Who has other things to import does so while that process is at it.
     """
     forkserver.set_forkserver_preload(PRELOADED)
-    with _environment(TQDM_DISABLE="1"):  # of the tasks: one bar for all
+    with _environment(TQDM_DISABLE="1", **WITHOUT_CUDA):  # of the tasks: one bar for all
         forkserver.ensure_running()
 
 

@@ -6,9 +6,11 @@ import signal
 import time
 
 import pytest
+import torch
 
 from maskdm.engine import workers
 from maskdm.engine.workers import run_all
+from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
 
 
@@ -41,6 +43,16 @@ def test_what_a_task_raises_ends_all_of_them() -> None:
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(MaskDMError, match="the process of a task was killed; the same command goes on"):
         list(run_all(die, [5], 1, unit="task"))
+
+
+def device(task: int) -> tuple[str, bool]:
+    return choose_device().type, torch.cuda._is_in_bad_fork()
+
+
+def test_a_task_can_use_the_gpu_of_the_machine() -> None:
+    """No library has asked for it before: CUDA works in no copy of a process that has."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    assert list(run_all(device, [1], 1, unit="task")) == [(here, False)]
 
 
 def test_a_gpu_is_given_to_one_task_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
