@@ -108,8 +108,10 @@ def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
         return f"{key} is missing"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
+    tag = {name: str(value).replace("'", "") for name, value in detail.get("ctx", {}).items()}
+    if detail["type"] == "union_tag_not_found":
+        return f"{key}.{tag['discriminator']} is missing"
     if detail["type"] == "union_tag_invalid":
-        tag = {name: str(value).replace("'", "") for name, value in detail["ctx"].items()}
         return f"{key}.{tag['discriminator']}={tag['tag']}; allowed: {tag['expected_tags']}"
     return f"{key}={detail['input']!r}: {message[0].lower()}{message[1:]}"
 
