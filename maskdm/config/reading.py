@@ -120,21 +120,14 @@ def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
         return f"{key} is not a known key{_suggestion(str(path[-1]))}"
     if detail["type"] == "missing":
         return f"{key} is missing"
-    if detail["type"] == "union_tag_not_found":
-        return f"{key}.{_discriminator(detail)} is missing"
-    if detail["type"] == "union_tag_invalid":
-        return f"{key}.{_discriminator(detail)}={detail['ctx']['tag']!r}; allowed: {detail['ctx']['expected_tags']}"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
+    tag = {name: str(value).replace("'", "") for name, value in detail.get("ctx", {}).items()}
+    if detail["type"] == "union_tag_not_found":
+        return f"{key}.{tag['discriminator']} is missing"
     if detail["type"] == "union_tag_invalid":
-        tag = {name: str(value).replace("'", "") for name, value in detail["ctx"].items()}
         return f"{key}.{tag['discriminator']}={tag['tag']}; allowed: {tag['expected_tags']}"
     return f"{key}={detail['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _discriminator(detail: ErrorDetails) -> str:
-    """The key that says which schema of a union is meant."""
-    return str(detail["ctx"]["discriminator"]).strip("'")
 
 
 def _suggestion(unknown: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+import maskdm
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, load_recipe
 from maskdm.datasets.prepared import PreparedData
@@ -131,6 +132,13 @@ def test_in_a_space_of_crops_the_papers_default_is_the_crop_nearest_to_90_percen
     (phase,) = paper_phases(params.search.space, params.grid, params.search.finetune)
     assert phase.mask is not None
     assert phase.mask.num_keep(params.grid) == 1  # 94 % of 16 tokens are removed, by the next one 75 %
+
+
+def test_the_library_offers_every_network() -> None:
+    assert sorted(maskdm.__all__) == sorted(kind.__name__ for kind in NETWORKS.values())
+    assert [getattr(maskdm, kind.__name__) for kind in NETWORKS.values()] == [*NETWORKS.values()]
+    with pytest.raises(AttributeError, match="module maskdm has no attribute Mamba"):
+        _ = maskdm.Mamba
 
 
 def test_the_report_names_the_network() -> None:
