@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.engine.dry_run import training_step
 from maskdm.evaluation.sampling import make_sampler
+from maskdm.methods.method import Losses, View
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.seeding import generator
 from maskdm.training import loop as training
@@ -156,8 +157,8 @@ def phases(profile_name: str) -> tuple[Params, Recipe, dict[str, PhasePlan]]:
     plans = {"dense": plan_finetune(params, recipe, params.baseline)}
     for arm in params.arms:
         for index, plan in enumerate(plan_pretrain(params, recipe, arm)):
-            known = [(p.mask, p.batch_size) for p in plans.values()]
-            if (plan.mask, plan.batch_size) not in known:
+            known = [(p.method, p.mask, p.batch_size) for p in plans.values()]
+            if (plan.method, plan.mask, plan.batch_size) not in known:
                 plans[arm if index == 0 else f"{arm}, phase {index + 1}"] = plan
     return params, recipe, plans
 
@@ -221,7 +222,7 @@ def steps(profile_name: str, rounds: int = 20) -> Iterator[Row]:
         wait()
         together = (time.perf_counter() - started) / rounds
         plan, took = step.plan, median(found[name])
-        tokens = plan.mask.num_keep(params.grid) if plan.mask else params.grid[0] * params.grid[1]
+        tokens = (1 - plan.removed) * params.grid[0] * params.grid[1]
         yield {
             "phase": name,
             "batch_size": plan.batch_size,
@@ -431,10 +432,13 @@ def capture(step: Step) -> None:
     with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
         graphed = torch.cuda.make_graphed_callables(network, tuple(inputs))
 
-    def replay(x_t: torch.Tensor, t: torch.Tensor, ids_keep: torch.Tensor | None = None, labels: None = None) -> Any:
+    def replay(x_t: torch.Tensor, t: torch.Tensor, ids_keep: torch.Tensor | None, *_: Any, **others: Any) -> Any:
         return graphed(x_t, t) if ids_keep is None else graphed(x_t, t, ids_keep)
 
-    trainer.replica = replay  # type: ignore[assignment]
+    def losses(views: Sequence[View]) -> list[Losses]:
+        return [plan.method.losses(replay, trainer.trainee.weights, view) for view in views]  # type: ignore[arg-type]
+
+    trainer.replica = losses  # type: ignore[assignment]
 
 
 def memory(profile_name: str) -> Iterator[Row]:
