@@ -80,7 +80,7 @@ def test_the_gradient_reaches_only_kept_positions(network: Transformer) -> None:
     ids_keep = torch.tensor([[1, 3, 5]]).expand(3, -1)
     network(x_t[:, :3], t, ids_keep).square().sum().backward()
     (embeddings,) = network.position_weights()
-    assert embeddings is network.place_embeddings()
+    assert embeddings is network.places(None, network.num_tokens)
     assert embeddings.grad is not None
     assert embeddings.grad.abs().sum(1).nonzero().ravel().tolist() == [1, 3, 5]
 
