@@ -10,7 +10,7 @@ from maskdm.config.params import Params
 from maskdm.config.reading import load_block, load_params, recipe_of
 from maskdm.config.study import DEFAULT, Parts
 from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, start_processes, take_threads
-from maskdm.engine.step_time import write_times
+from maskdm.engine.step_time import TimedArm, write_times
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.paths import ROOT, STEP_TIME, STUDY, STUDY_STEP_TIME
 from maskdm.runtime.processes import started_processes
@@ -32,11 +32,15 @@ def main() -> None:
         if processes > 1 and WITHIN_TORCHRUN not in os.environ:
             option = ["--study"] if study else []
             raise SystemExit(start_processes(processes, "pipeline.step_time", option))
-        recipe = recipe_of(params, ROOT)
-        arms = {f"{name}/{arm}": arm_plans(one, recipe, arm) for name, one in found.items() for arm in one.arms}
+        recipes = {name: recipe_of(one, ROOT) for name, one in found.items()}
+        arms = {
+            f"{name}/{arm}": TimedArm(one, recipes[name], arm_plans(one, recipes[name], arm))
+            for name, one in found.items()
+            for arm in one.arms
+        }
         take_threads(trials, processes)
         with started_processes() as group:
-            write_times(STUDY_STEP_TIME if study else STEP_TIME, params, recipe, arms, group)
+            write_times(STUDY_STEP_TIME if study else STEP_TIME, arms, group)
 
 
 if __name__ == "__main__":

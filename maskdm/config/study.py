@@ -5,18 +5,23 @@ from typing import Literal, Self
 from pydantic import RootModel, model_validator
 
 from maskdm.config.comparison import Comparison
-from maskdm.config.params import Params
+from maskdm.config.networks import Model
+from maskdm.config.params import Params, Sampling
 from maskdm.config.reading import validated
 from maskdm.config.schema import Name
 
+OTHERS = ("recipe", "model", "sampling")  # keys of `params.yaml` that a part may have
 DEFAULT: Literal["default"] = "default"  # the name of the comparison of `params.yaml`
 
 
 class Part(Comparison):
-    """One question. Everything but the comparison is that of `params.yaml`."""
+    """One question. Everything that a part does not name is that of `params.yaml`."""
 
     question: str  # as a heading of the report
     paper: str  # what the paper says to it, in a sentence
+    recipe: Name | None = None  # optional: another recipe
+    model: Model | None = None  # optional: another network
+    sampling: Sampling | None = None  # optional: another sampler, as some recipes need
 
     def params(self, params: Params) -> Params:
         """The settings `params` with this part's comparison.
@@ -25,6 +30,7 @@ class Part(Comparison):
             MaskDMError: an arm does not fit the settings.
         """
         own = self.model_dump(include=set(Comparison.model_fields))
+        own |= {key: found for key, found in self.model_dump(include=set(OTHERS)).items() if found is not None}
         return validated(Params, params.model_dump() | own, where=f"part {self.question!r}")
 
 

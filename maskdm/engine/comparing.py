@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 
+from maskdm.config.reading import recipe_of
 from maskdm.config.study import Part
 from maskdm.engine.project import Project
 from maskdm.engine.trial import run_trial, trial_identity, work_of
@@ -30,7 +31,8 @@ class Task:
 
     def project(self, project: Project) -> Project:
         """The project with this trial's settings."""
-        return replace(project, params=self.part.params(project.params).trial(self.arm, self.seed))
+        params = self.part.params(project.params)
+        return replace(project, params=params.trial(self.arm, self.seed), recipe=recipe_of(params, ROOT))
 
 
 def run_part(name: str, part: Part, workers: int) -> None:

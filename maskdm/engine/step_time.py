@@ -6,6 +6,7 @@ kind follows on another, again and again, so that whatever else runs on the mach
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -34,12 +35,21 @@ MIN_ROUNDS = 5  # however long they take
 SECONDS = 300.0  # after which there are no more than those
 
 
+@dataclass(frozen=True)
+class TimedArm:
+    """The phases of an arm, and what they train."""
+
+    params: Params  # of `arms` and `budget` nothing is read
+    recipe: Recipe
+    plans: Sequence[PhasePlan]
+
+    def kinds(self) -> list[Hashable]:
+        """What a step of each phase does, of which network and to which end."""
+        return [(self.params.model, self.recipe.objective, work(plan)) for plan in self.plans]
+
+
 def seconds_a_step(
-    params: Params,
-    recipe: Recipe,
-    arms: Mapping[str, Sequence[PhasePlan]],
-    device: torch.device,
-    processes: Processes = ALONE,
+    arms: Mapping[str, TimedArm], device: torch.device, processes: Processes = ALONE
 ) -> tuple[dict[str, list[float]], float]:
     """Seconds that a step of each phase takes, by arm, and their `spread`; steps that do the same work have the same.
 
@@ -47,31 +57,29 @@ def seconds_a_step(
     bytes a parameter with AdamW. Activations and gradients are freed after each step.
 
     Args:
-        params: the settings; of `arms` and `budget` nothing is read.
-        recipe: what `params.recipe` names.
-        arms: the phases of each arm.
+        arms: those whose steps are timed.
         device: where to train.
         processes: those that share each batch, as in training; all of them measure, the main one's times count.
 
     Raises:
         MaskDMError: a batch has fewer images than there are processes.
     """
-    plans = {work(plan): plan for phases in arms.values() for plan in phases}
-    steps = {kind: training_step(params, recipe, plan, device, processes) for kind, plan in plans.items()}
+    kinds = {kind: (arm, plan) for arm in arms.values() for kind, plan in zip(arm.kinds(), arm.plans, strict=True)}
+    steps = {
+        kind: training_step(arm.params, arm.recipe, plan, device, processes) for kind, (arm, plan) in kinds.items()
+    }
     for step in steps.values():
         for _ in range(WARM_UP):
             step()
     found = timed_rounds(steps, processes)
     seconds = fair_seconds(found)
-    return {arm: [seconds[work(plan)] for plan in phases] for arm, phases in arms.items()}, spread(found)
+    return {name: [seconds[kind] for kind in arm.kinds()] for name, arm in arms.items()}, spread(found)
 
 
-def write_times(
-    path: Path, params: Params, recipe: Recipe, arms: Mapping[str, tuple[PhasePlan, ...]], processes: Processes
-) -> None:
+def write_times(path: Path, arms: Mapping[str, TimedArm], processes: Processes) -> None:
     """Time the steps of all phases of `arms`, and let the main process write what came out."""
     started_at, device = now(), choose_device()
-    seconds, spread = seconds_a_step(params, recipe, arms, device, processes)
+    seconds, spread = seconds_a_step(arms, device, processes)
     if processes.is_main:
         times = StepTimes(started_at, git_state(ROOT), hardware(device, processes.count), seconds, spread)
         write_step_times(path, times)

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from maskdm.config.networks import DiTModel
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.engine import step_time
-from maskdm.engine.step_time import fair_seconds, seconds_a_step, spread, timed_rounds, work
+from maskdm.engine.step_time import TimedArm, fair_seconds, seconds_a_step, spread, timed_rounds, work
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import StepTimes, read_step_times, write_step_times
 from maskdm.training.plan import arm_plans
+from tests.conftest import MODELS
 
 COSTS = {"dense": 1.0, "masked": 0.7, "small": 0.1}  # seconds of a step on an idle machine
 
@@ -107,10 +109,13 @@ def test_every_phase_of_every_arm_has_its_seconds(
     """Real steps by a clock that ticks once for each look at it: all of them take the same."""
     ticks = itertools.count()
     monkeypatch.setattr(step_time, "perf_counter", lambda: float(next(ticks)))
-    arms = {arm: arm_plans(params, recipe, arm) for arm in params.arms}
-    seconds, spread = seconds_a_step(params, recipe, arms, torch.device("cpu"))
-    assert {arm: len(own) for arm, own in seconds.items()} == {"scratch": 1, "patch75": 2, "staged": 3}
-    assert [second for own in seconds.values() for second in own] == pytest.approx([1] * 6)
+    dit = params.model_copy(update={"model": DiTModel.model_validate(MODELS["dit"])})
+    arms = {arm: TimedArm(params, recipe, arm_plans(params, recipe, arm)) for arm in params.arms}
+    arms["dit"] = TimedArm(dit, recipe, arm_plans(dit, recipe, "scratch"))
+    seconds, spread = seconds_a_step(arms, torch.device("cpu"))
+    assert {arm: len(own) for arm, own in seconds.items()} == {"scratch": 1, "patch75": 2, "staged": 3, "dit": 1}
+    assert [second for own in seconds.values() for second in own] == pytest.approx([1] * 7)
+    assert arms["dit"].kinds() != arms["scratch"].kinds()
     assert spread == pytest.approx(0)
 
 

@@ -1,6 +1,7 @@
 """The study's stages through their real entry points, at toy scale."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ruamel.yaml import YAML
 from maskdm.config.reading import load_block
 from maskdm.config.study import Parts
 from maskdm.tracking.records import read_records, read_step_times
+from tests.conftest import MODELS
 from tests.imports import PROJECT
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
@@ -78,6 +80,23 @@ def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) ->
         assert by_key[f"second/base-{seed}"].history == by_key[f"first/scratch-{seed}"].history
         assert by_key[f"second/base-{seed}"].arm == "base"
         assert by_key[f"second/untold-{seed}"].history != by_key[f"first/patches-{seed}"].history
+
+
+def test_a_part_may_have_another_network_recipe_and_sampler(project: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(project, tmp_path / "project")
+    shutil.copy(PROJECT / "profiles" / "recipes" / "flow.yaml", folder / "profiles" / "recipes")
+    sampling = {"sampler": "heun", "num_inference_steps": 4, "eta": 0.0, "batch_size": 16}
+    own = {"recipe": "flow", "model": MODELS["dit"], "sampling": sampling, "seeds": [1]}
+    write_study(folder, other=FIRST | own)
+    run(folder, "study", "other", "--workers", "2")
+    found = [record for record, _ in read_records(folder, ("study",)) if record.key.startswith("other/")]
+    assert {record.arm for record in found} == {"scratch", "patches"}
+    for record in found:
+        assert (record.params["model.name"], record.params["objective"]) == ("dit", "flow")
+        assert record.history[-1]["sampler"] == "heun"
+    write_study(folder, other=FIRST | own | {"sampling": None})
+    error = run(folder, "study", "other", expect=2)
+    assert re.search(r"sampling\.sampler=\w+ with objective=flow; allowed: euler, heun", error)
 
 
 def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:
