@@ -199,9 +199,12 @@ def ceilings() -> Iterator[Row]:
 def steps(profile_name: str, rounds: int = 20) -> Iterator[Row]:
     """Speed and memory of every kind of phase."""
     params, recipe, plans = phases(profile_name)
-    memory = {name: peak(params, recipe, plan) for name, plan in plans.items()}
-    for name in [name for name, found in memory.items() if "peak_GB" not in found]:
-        yield {"phase": name, "batch_size": plans.pop(name).batch_size, **memory[name]}
+    memory: dict[str, Row] = {}
+    for name, plan in list(plans.items()):
+        memory[name] = peak(params, recipe, plan)
+        yield {"phase": name, "batch_size": plan.batch_size, **memory[name]}  # now, in case that it is stopped
+        if "peak_GB" not in memory[name]:
+            del plans[name]
     free()
     taken = {name: Step(params, recipe, plan) for name, plan in plans.items()}
     for _ in range(3):
@@ -455,8 +458,9 @@ def peak(params: Params, recipe: Recipe, plan: PhasePlan) -> Row:
         step = Step(params, recipe, plan)
         for _ in range(3):
             step()
-    except torch.OutOfMemoryError as error:
-        return {"out of memory": str(error).splitlines()[0]}
+    except RuntimeError as error:  # the other phases can be measured all the same
+        what = "out of memory" if isinstance(error, torch.OutOfMemoryError) else "failed"
+        return {what: str(error).splitlines()[0]}
     return {"peak_GB": torch.cuda.max_memory_allocated() / 1e9 if ON_GPU else 0.0}
 
 

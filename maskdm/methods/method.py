@@ -62,7 +62,7 @@ class Method(MethodSettings):
     by_chance: ClassVar[bool] = False  # whether it wants `View.chance`
 
     def weights(self, network: Transformer) -> dict[str, Tensor]:
-        """What is trained beside the network in this phase: names, and what they begin with.
+        """What is trained beside the network in this phase: names, and what they begin with, on its device.
 
         They end with the phase, unless the next one has the same method.
         """

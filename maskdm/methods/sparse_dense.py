@@ -23,7 +23,7 @@ class SparseDense(DetourMethod):
 
     def weights(self, network: Transformer) -> dict[str, Tensor]:
         """The mask token."""
-        return {"mask_token": torch.zeros(network.pos_embed.shape[1])}
+        return {"mask_token": network.pos_embed.new_zeros(network.pos_embed.shape[1])}
 
     def predict(self, network: Transformer, weights: Weights, view: View) -> tuple[Tensor, Tensor | None]:
         """For all tokens."""

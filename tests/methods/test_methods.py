@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,6 +56,8 @@ PHASES: dict[str, dict[str, Any]] = {
 MASKED = [name for name, phase in PHASES.items() if "mask" in phase]
 BATCH = 24
 OBJECTIVE = ddpm(100, "squaredcos_cap_v2", "v_prediction")
+SIZES: dict[str, Any] = {"image_size": (8, 8), "patch_size": 2, "in_channels": 1}  # 16 tokens
+SIZES |= {"embed_dim": 16, "depth": 5, "num_heads": 2}
 
 
 def phase(name: str, **changes: Any) -> Phase:
@@ -77,9 +80,7 @@ def plans(name: str, recipe: Recipe, last: str | None = None, *, network: Transf
 @pytest.fixture(params=[UViT, DiT])
 def network(request: pytest.FixtureRequest) -> Transformer:
     """16 tokens of 2x2 pixels and 5 blocks, away from its symmetric start."""
-    network: Transformer = request.param(
-        image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=5, num_heads=2
-    )
+    network: Transformer = request.param(**SIZES)
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.1)
     return network
@@ -193,6 +194,30 @@ def test_a_removed_token_cannot_change_the_prediction_of_a_kept_one(name: str, n
         seen = replace(view, x_t=method.visible(x_t, ids_keep), target=method.visible(view.target, ids_keep))
         found.append(trainee([seen])[0].denoising)
     assert torch.equal(*found)
+
+
+# --- the device ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [UViT, DiT])
+@pytest.mark.parametrize("name", PHASES)
+def test_it_computes_where_the_network_is(name: str, kind: type[Transformer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is pretended: it computes no numbers, but refuses to mix tensors of two devices."""
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda weight, **_: weight)  # it would look at numbers
+    own = phase(name)
+    method = method_of(own)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            network = kind(**SIZES)
+        trainee = Trainee(network, method)
+        assert {weight.device.type for weight in trainee.parameters()} == {"cuda"}
+        for group in method.groups(BATCH, own.mask):
+            with torch.device("cuda"):
+                kept = group.mask.num_keep((4, 4)) if group.mask else None
+                ids_keep = None if kept is None else torch.zeros(4, kept, dtype=torch.long)
+                view = whole_view(group, ids_keep)
+            seen = replace(view, x_t=method.visible(view.x_t, ids_keep), target=method.visible(view.target, ids_keep))
+            assert trainee([seen])[0].total.device.type == "cuda"
 
 
 # --- the bookkeeping of tokens, with loops ------------------------------------------------------------------
