@@ -144,7 +144,7 @@ class Search(Schema):
 
     @model_validator(mode="after")
     def _finetuning_is_whole(self) -> Self:
-        for key in ("mask", "share", "handover"):
+        for key in ("mask", "method", "share", "handover"):
             if (value := getattr(self.finetune, key)) is not None:
                 raise ValueError(f"finetune.{key}={value}; allowed: none, it is the last phase and sees whole images")
         return self

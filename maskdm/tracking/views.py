@@ -21,7 +21,7 @@ def saved_view(name: str, condition: str) -> str:
     compared = ("heldout_loss", "fd_effnet_lite0", "fid", "kid")  # of a distance that is not measured nothing is shown
     judged = (*compared, "precision", "recall", "density", "coverage")
     metrics = ("seeds", *judged, "images_seen", "train_flops", *(f"{name}_sd" for name in compared))
-    params = ("mask.strategy", "mask.effective_ratio", "mask.size", "batch_size", "steps", "lr")
+    params = ("method", "mask.strategy", "mask.effective_ratio", "mask.size", "batch_size", "steps", "lr")
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
     # Not `train_flops` as the axis of the metrics themselves: MLflow pairs the two wrongly as soon as runs are grouped.
     curve = {"type": "LINE", "xAxisScaleType": "linear", "lineSmoothness": 0, "useGlobalLineSmoothing": False}

@@ -86,6 +86,11 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("seeds", [0, 3, 0], "seeds=[0, 3, 0]; allowed: each seed once"),
         ("search.finetune.share", 0.5, "search: finetune.share=0.5; allowed: none"),
         ("search.finetune.mask", {"strategy": "crop", "crop": 9}, "search: finetune.mask=strategy='crop' crop=9"),
+        (
+            "search.finetune.method",
+            {"name": "coarse", "kind": "resolution", "factor": 2},
+            "search: finetune.method=name='coarse' kind='resolution' factor=2",
+        ),
         ("controls", {"whole": "patch75"}, "controls: whole; allowed: a key of arms (patch75, scratch, staged)"),
         ("controls", {"scratch": "masked"}, "controls: masked; allowed: a key of arms (patch75, scratch, staged)"),
     ],
