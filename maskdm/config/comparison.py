@@ -179,7 +179,7 @@ def _check_phase(phase: Phase, model: Model, grid: tuple[int, int]) -> None:
         )
     if method:
         method.check(phase.mask, grid, model.blocks)
-    for group in method.groups(1000, phase.mask) if method else (Group(1000, phase.mask),):
+    for group in method.groups(phase.batch_size, phase.mask) if method else (Group(phase.batch_size, phase.mask),):
         if group.tokens(grid) < grid[0] * grid[1] and group.mask:
             model.check_mask(group.mask)
         if group.factor > 1:

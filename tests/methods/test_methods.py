@@ -436,6 +436,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         r"until=\[0\.5\]; allowed: ascending, the last 1",
     ),
     ({"method": {"name": "sized_to_noise", "levels": BOTH}}, r"factor=2 with crop=2; allowed: one of both"),
+    ({"method": PHASES["mixed_crops"]["method"], "batch_size": 2}, r"arm\[0\]\.batch_size=2; allowed: at least 3, one"),
     ({"method": ROUTE, "mask": HALF, "positions": False}, r"positions=false with method\.name=route"),
 ]
 
