@@ -382,6 +382,7 @@ class Chooser:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=START_TRIALS, deterministic_objective=False)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.study = optuna.create_study(sampler=sampler)
         self.study.enqueue_trial({path: dimension.first for path, dimension in space.items()})
         self.space = space
@@ -401,6 +402,8 @@ def _choose(trial: BaseTrial, path: str, dimension: Dimension) -> Any:
         return trial.suggest_categorical(path, list(dimension.choices))
     assert dimension.low is not None
     assert dimension.high is not None
+    if dimension.step:
+        return trial.suggest_int(path, int(dimension.low), int(dimension.high), step=dimension.step)
     value = trial.suggest_float(path, dimension.low, dimension.high, log=dimension.log)
     return float(f"{value:.3g}")  # what a settings file would say
 

@@ -23,8 +23,9 @@ class Dimension(Schema):
     first: Any  # of the first trial: what the arm has before it is tuned
     low: float | None = None
     high: float | None = None
-    choices: tuple[Any, ...] | None = None
-    log: bool = False  # optional: whether factors count rather than differences
+    step: Positive | None = None  # optional, of a range: whole numbers from `low` on, so far apart
+    choices: tuple[Any, ...] | None = None  # in no order: of numbers a range says more
+    log: bool = False  # optional, of a range: whether factors count rather than differences
 
     @model_validator(mode="after")
     def _a_range_or_a_list(self) -> Self:
@@ -32,6 +33,8 @@ class Dimension(Schema):
             raise ValueError("allowed: low and high, or choices")
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low={self.low}, high={self.high}; allowed: low below high")
+        if self.step and (self.log or self.low is None or self.high is None or (self.high - self.low) % self.step):
+            raise ValueError(f"step={self.step}; allowed: what divides high - low, without log")
         return self
 
 

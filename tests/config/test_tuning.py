@@ -62,30 +62,43 @@ def test_a_dimension_is_a_range_or_a_list(dimension: dict[str, Any]) -> None:
         validated(Dimension, {"first": 1.0, **dimension}, "space")
 
 
+@pytest.mark.parametrize(
+    "dimension",
+    [{"low": 1, "high": 8, "step": 2}, {"low": 1, "high": 9, "step": 2, "log": True}, {"choices": [1, 2], "step": 1}],
+)
+def test_steps_lead_from_one_end_of_a_range_to_the_other(dimension: dict[str, Any]) -> None:
+    with pytest.raises(MaskDMError, match=r"step=\d; allowed: what divides high - low, without log"):
+        validated(Dimension, {"first": 1, **dimension}, "space")
+
+
 def chosen_by(trials: int, seed: int) -> list[dict[str, Any]]:
-    """What is chosen for a loss that is least at rate 2 and choice b."""
+    """What is chosen for a loss that is least at rate 2, choice b and 7 blocks."""
     space = {
         "rate": Dimension(first=1.0, low=0.5, high=4.0, log=True),
         "kind": Dimension(first="a", choices=("a", "b")),
+        "blocks": Dimension(first=5, low=3, high=9, step=2),
     }
     chooser, found = Chooser(space, seed), []
     for _ in range(trials):
         found.append(chooser.ask())
-        chooser.tell(abs(found[-1]["rate"] - 2) + (found[-1]["kind"] == "a"))
+        trial = found[-1]
+        chooser.tell(abs(trial["rate"] - 2) + (trial["kind"] == "a") + abs(trial["blocks"] - 7) / 4)
     return found
 
 
 def test_trials_begin_with_the_untuned_arm_and_are_the_same_for_a_seed() -> None:
     found = chosen_by(12, seed=0)
-    assert found[0] == {"rate": 1.0, "kind": "a"}
+    assert found[0] == {"rate": 1.0, "kind": "a", "blocks": 5}
+    assert {type(trial["blocks"]) for trial in found} == {int}
+    assert {trial["blocks"] for trial in found} <= {3, 5, 7, 9}
     assert found == chosen_by(12, seed=0)
     assert found[:6] == chosen_by(6, seed=0)
     assert found[1:] != chosen_by(12, seed=1)[1:]
 
 
 def test_trials_close_in_on_the_best() -> None:
-    last = chosen_by(14, seed=0)[-3:]
-    assert any(trial["kind"] == "b" and abs(trial["rate"] - 2) < 0.2 for trial in last)
+    last = chosen_by(20, seed=0)[-4:]
+    assert any(trial["kind"] == "b" and abs(trial["rate"] - 2) < 0.2 and trial["blocks"] == 7 for trial in last)
 
 
 def test_a_trial_that_diverged_is_no_end() -> None:
