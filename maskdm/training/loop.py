@@ -231,10 +231,10 @@ class PhaseTrainer:
 
     def _go_on_from(self, before: State) -> None:
         """Begin with the state of the phase before. What another method has added there came to an end with it."""
-        if before["method"] == self.plan.method.name:
+        own = self.trainee.state_dict()
+        if before["method"] == self.plan.method.name and _shapes(before["trainee"]) == _shapes(own):
             self._load(before)
             return
-        own = self.trainee.state_dict()
 
         def of_both(state: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in state.items() if name.startswith("network.")}
@@ -360,6 +360,10 @@ class PhaseTrainer:
             unit_scale=True,
             mininterval=bar_interval(),
         )
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def make_heldout_loss(

@@ -365,6 +365,17 @@ def test_the_next_phase_takes_over_the_network_and_what_its_own_method_has_added
     second.run()
 
 
+def test_a_method_with_other_settings_begins_with_weights_of_its_own(
+    network: Transformer, data: PreparedData, recipe: Recipe, tmp_path: Path
+) -> None:
+    patches, resolution = plans("coarse, patch", recipe, "coarse", network=network)
+    result = trainer(patches, tmp_path, data, network).run()
+    second = trainer(resolution, tmp_path, data, network, before=result.state)
+    assert not second.trainee.weights
+    for name, weight in second.network.named_parameters():
+        assert torch.equal(weight, result.state["trainee"][f"network.{name}"])
+
+
 def test_larger_patches_are_folded_into_what_is_handed_over(
     network: Transformer, data: PreparedData, recipe: Recipe, tmp_path: Path
 ) -> None:
