@@ -178,7 +178,7 @@ def _check_phase(phase: Phase, model: Model, grid: tuple[int, int]) -> None:
             "all blocks (the network cannot be taken apart)"
         )
     if method:
-        method.check(phase.mask, grid, model.blocks)
+        method.check(model.blocks)
     for group in method.groups(phase.batch_size, phase.mask) if method else (Group(phase.batch_size, phase.mask),):
         if group.tokens(grid) < grid[0] * grid[1] and group.mask:
             model.check_mask(group.mask)

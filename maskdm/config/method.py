@@ -30,7 +30,13 @@ class Group:
     factor: int = 1  # tokens a side that become one coarse token
 
     def tokens(self, grid: tuple[int, int]) -> int:
-        """Tokens that the network sees of each image."""
+        """Tokens that the network sees of each image.
+
+        Raises:
+            ValueError: the mask or the squares of coarse tokens do not fit the grid.
+        """
+        if grid[0] % self.factor or grid[1] % self.factor:
+            raise ValueError(f"method.factor={self.factor} does not divide the {grid[0]}x{grid[1]} token grid")
         kept = self.mask.num_keep(grid) if self.mask else grid[0] * grid[1]
         return kept // self.factor**2
 
@@ -55,14 +61,12 @@ class MethodSettings(Schema):
         groups = self.groups(1000, mask)
         return sum(group.images * group.tokens(grid) for group in groups) / sum(group.images for group in groups)
 
-    def check(self, mask: Mask | None, grid: tuple[int, int], depth: int) -> None:
-        """Refuse what fits neither the grid of tokens nor the network.
+    def check(self, depth: int) -> None:
+        """Refuse settings that do not fit the number of blocks; whether the groups fit is checked for every method.
 
         Raises:
             ValueError: `key=value; allowed: ...`.
         """
-        for group in self.groups(1000, mask):
-            group.tokens(grid)
 
     def in_words(self, mask: Mask | None) -> str:
         """For tables: the method and what it removes."""

@@ -44,11 +44,6 @@ class Coarse(Method):
             Group(fine, noise=(0.0, self.above), weight=self.above),
         )
 
-    def check(self, mask: Mask | None, grid: tuple[int, int], depth: int) -> None:
-        """The squares cover the grid."""
-        if grid[0] % self.factor or grid[1] % self.factor:
-            raise ValueError(f"method.factor={self.factor} does not divide the {grid[0]}x{grid[1]} token grid")
-
     def weights(self, network: Transformer) -> dict[str, Tensor]:
         """Of larger patches the embedding and the head: they begin as the network's own for the mean of a square."""
         if self.kind == "resolution":

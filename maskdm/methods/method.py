@@ -17,7 +17,7 @@ from maskdm.config.masks import Mask
 from maskdm.config.method import Group, MethodSettings
 from maskdm.config.schema import Positive
 from maskdm.methods.masks import draw_ids_keep
-from maskdm.networks.network import Network, Transformer
+from maskdm.networks.network import Network, Stream, Transformer
 from maskdm.networks.patches import gather_tokens
 
 Weights = nn.ParameterDict
@@ -121,9 +121,8 @@ class PartlyDenseMethod(Method):
         kept = mask.num_keep(grid) if mask else whole
         return (self.dense_blocks * whole + (depth - self.dense_blocks) * kept) / depth
 
-    def check(self, mask: Mask | None, grid: tuple[int, int], depth: int) -> None:
+    def check(self, depth: int) -> None:
         """The dense blocks leave another one."""
-        super().check(mask, grid, depth)
         if self.dense_blocks >= depth:
             raise ValueError(
                 f"method: {self.dense_blocks} blocks would see all tokens; allowed: 1 to {depth - 1} of the network's "
@@ -141,6 +140,17 @@ class DetourMethod(PartlyDenseMethod):
     def dense_blocks(self) -> int:
         """Before and after."""
         return self.first + self.last
+
+    def predict(self, network: Transformer, weights: Weights, view: View) -> tuple[Tensor, Tensor | None]:
+        """For all tokens."""
+        whole = network.run(network.embed(view.x_t, view.t, labels=view.labels), 0, self.first)
+        inner = network.run(whole.select(view.kept), self.first, network.depth - self.last)
+        back = self.rejoined(network, weights, view, whole, inner)
+        return network.predict(network.run(back, network.depth - self.last, network.depth)), None
+
+    @abstractmethod
+    def rejoined(self, network: Transformer, weights: Weights, view: View, whole: Stream, inner: Stream) -> Stream:
+        """All tokens before the last blocks, of those before the detour (`whole`) and the kept ones behind it."""
 
 
 def token_error(prediction: Tensor, target: Tensor) -> Tensor:

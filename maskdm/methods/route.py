@@ -2,10 +2,8 @@
 
 from typing import Literal
 
-from torch import Tensor
-
 from maskdm.methods.method import DetourMethod, View, Weights
-from maskdm.networks.network import Transformer
+from maskdm.networks.network import Stream, Transformer
 
 
 class Route(DetourMethod):
@@ -13,9 +11,6 @@ class Route(DetourMethod):
 
     name: Literal["route"]
 
-    def predict(self, network: Transformer, weights: Weights, view: View) -> tuple[Tensor, Tensor | None]:
-        """For all tokens."""
-        whole = network.run(network.embed(view.x_t, view.t, labels=view.labels), 0, self.first)
-        inner = network.run(whole.select(view.kept), self.first, network.depth - self.last)
-        back = whole.rejoin(inner, view.kept, fill=whole.tokens)
-        return network.predict(network.run(back, network.depth - self.last, network.depth)), None
+    def rejoined(self, network: Transformer, weights: Weights, view: View, whole: Stream, inner: Stream) -> Stream:
+        """The removed ones as they were."""
+        return whole.rejoin(inner, view.kept, fill=whole.tokens)

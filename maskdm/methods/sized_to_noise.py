@@ -61,13 +61,6 @@ class SizedToNoise(DroppingMethod):
             for count, width, level in zip(counts, widths, self.levels, strict=True)
         )
 
-    def check(self, mask: Mask | None, grid: tuple[int, int], depth: int) -> None:
-        """Crops and squares fit the grid."""
-        super().check(mask, grid, depth)
-        for level in self.levels:
-            if grid[0] % level.factor or grid[1] % level.factor:
-                raise ValueError(f"method.factor={level.factor} does not divide the {grid[0]}x{grid[1]} token grid")
-
     def losses(self, network: Transformer, weights: Weights, view: View) -> Losses:
         """Of what the level shows."""
         return super().losses(network, weights, averaged(view, network) if view.group.factor > 1 else view)

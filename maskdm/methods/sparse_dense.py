@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskdm.config.schema import Fraction
 from maskdm.methods.method import DetourMethod, View, Weights
-from maskdm.networks.network import Transformer
+from maskdm.networks.network import Stream, Transformer
 
 
 class SparseDense(DetourMethod):
@@ -25,10 +25,8 @@ class SparseDense(DetourMethod):
         """The mask token."""
         return {"mask_token": network.pos_embed.new_zeros(network.pos_embed.shape[1])}
 
-    def predict(self, network: Transformer, weights: Weights, view: View) -> tuple[Tensor, Tensor | None]:
-        """For all tokens."""
-        whole = network.run(network.embed(view.x_t, view.t, labels=view.labels), 0, self.first)
-        inner = network.run(whole.select(view.kept), self.first, network.depth - self.last)
+    def rejoined(self, network: Transformer, weights: Weights, view: View, whole: Stream, inner: Stream) -> Stream:
+        """The mask token for the removed ones, and for all of an image whose path is dropped."""
         fill = weights["mask_token"].expand(network.num_tokens, -1)
         if not network.has_long_skips:
             fill = whole.tokens + fill
@@ -36,4 +34,4 @@ class SparseDense(DetourMethod):
         if self.path_drop and view.chance is not None:
             dropped = (view.chance < self.path_drop)[:, None, None]
             back = back.with_tokens(torch.where(dropped, fill.to(back.x.dtype), back.tokens))
-        return network.predict(network.run(back, network.depth - self.last, network.depth)), None
+        return back
