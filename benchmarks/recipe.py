@@ -39,14 +39,6 @@ WORK = ROOT / "work" / "benchmarks" / "recipe"
 ADAMW = {"optimizer": "adamw", "lr": 2e-3}  # what was tuned before Muon
 
 
-class StratifiedTimesteps(Views):
-    """One time step from each of as many equal parts of the schedule as the batch has images (Kingma et al. 2021)."""
-
-    def _draw_times(self, group: Group, random: torch.Generator) -> Tensor:
-        steps, parts = self.objective.num_train_timesteps, self.plan.batch_size
-        return ((torch.arange(parts) + torch.rand(parts, generator=random)) * steps / parts).long()
-
-
 class LogitNormalTimesteps(Views):
     """More of the middle of the schedule (Esser et al. 2024)."""
 
@@ -100,7 +92,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "width 64": {"model": {"embed_dim": 64, "num_heads": 2}},
     "width 128": {"model": {"embed_dim": 128, "num_heads": 4}},
     "patch 2, batch 16": {"model": {"patch_size": 2}, "batch_size": 16},
-    "stratified time steps": {"views": StratifiedTimesteps},
     "logit-normal time steps": {"views": LogitNormalTimesteps},
     "epsilon weighting": {"optimisation": {"min_snr_gamma": None}, "views": EpsilonWeighted},
     "equal weighting": {"optimisation": {"min_snr_gamma": None}},

@@ -12,7 +12,6 @@ from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.runtime.processes import ALONE, Processes
-from maskdm.training.bfloat16 import quick_products
 from maskdm.training.loop import PhaseTrainer
 from maskdm.training.objective import make_objective
 from maskdm.training.plan import PhasePlan, arm_plans, build_network
@@ -126,8 +125,7 @@ def training_step(
     )
 
     def step() -> None:
-        with quick_products(device):
-            trainer.train_step(images, labels)
+        trainer.train_step(images, labels)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -15,7 +15,6 @@ from maskdm.engine.project import Project
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reading, write_atomically
-from maskdm.training.bfloat16 import quick_products
 from maskdm.training.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 from maskdm.training.loop import LogHistory, PhaseResult, PhaseTrainer, Row, State, make_heldout_loss
 from maskdm.training.objective import make_objective
@@ -93,8 +92,7 @@ def train_phases(
             watch=watch,
             before=trained.state if plan.goes_on else None,
         )
-        with quick_products(project.device):
-            trained = _joined(trained, trainer.run())
+        trained = _joined(trained, trainer.run())
     return trained
 
 

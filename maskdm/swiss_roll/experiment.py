@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -28,7 +27,6 @@ from maskdm.swiss_roll.training import (
     steps_at_equal_compute,
     train_arm,
 )
-from maskdm.training.bfloat16 import quick_products
 
 TRUE_POINTS = 5_000  # evenly spaced, so that they add no chance of their own to a distance
 
@@ -43,7 +41,7 @@ def kept(work: Path, settings: SwissRoll, arm: Arm, seed: int) -> Samples:
         last = settings.finetune_steps[-1]
         steps = settings.pretrain_steps + last if arm == "pretrained" else steps_at_equal_compute(settings)[-1]
         bar = tqdm(total=steps, desc=f"{arm}, seed {seed}", unit="step", mininterval=bar_interval())
-        with bar, quick_products(torch.device("cpu")):
+        with bar:
             samples = train_arm(settings, arm, seed, bar.update)
         write_atomically(path, lambda file: np.savez(file, **samples))  # type: ignore[arg-type]  # numpy's own stub errs
     with reading(path, "delete it, and the same command trains it again"), np.load(path) as file:

@@ -162,7 +162,7 @@ class DDPMObjective(VariancePreserving):
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Uniform, int64; the part holds one step at least."""
         low, high = (round(quantile * self.num_train_timesteps) for quantile in part)
-        return torch.randint(low, high, (count,), generator=random, device=random.device)
+        return (low + (high - low) * _stratified(count, random)).long().clamp(max=high - 1)
 
     def times_at(self, alpha_bar: Tensor) -> Tensor:
         """Linear in ln SNR between two steps, and beyond the first and the last one."""
@@ -197,7 +197,7 @@ class VPObjective(VariancePreserving):
 
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Uniform."""
-        return _uniform(count, random, part)
+        return _quantiles(count, random, part)
 
     def times_at(self, alpha_bar: Tensor) -> Tensor:
         """The inverse of `alpha_bar`."""
@@ -222,7 +222,7 @@ class FlowObjective(Objective):
 
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Uniform, or the logistic function of a standard normal (Esser et al. 2024, eq. 19 with m = 0, s = 1)."""
-        quantiles = _uniform(count, random, part)
+        quantiles = _quantiles(count, random, part)
         return quantiles if self.time_distribution == "uniform" else torch.special.ndtri(quantiles).sigmoid()
 
     def times_at(self, alpha_bar: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ class EDMObjective(Objective):
 
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Of normal logarithm."""
-        return (self.mean + self.std * torch.special.ndtri(_uniform(count, random, part))).exp()
+        return (self.mean + self.std * torch.special.ndtri(_quantiles(count, random, part))).exp()
 
     def times_at(self, alpha_bar: Tensor) -> Tensor:
         """The ratio of noise to signal is sigma."""
@@ -317,11 +317,19 @@ def cosine_schedule(num_train_timesteps: int) -> Tensor:
     return DDPMScheduler(num_train_timesteps, beta_schedule="squaredcos_cap_v2").alphas_cumprod
 
 
-def _uniform(count: int, random: torch.Generator, part: Part) -> Tensor:
-    """Quantiles in a part of (0, 1), `[count]`; never 0 or 1, where a normal is infinite."""
+def _stratified(count: int, random: torch.Generator) -> Tensor:
+    """A uniform number from each of `count` equal parts of [0, 1), in their order (Kingma et al. 2021, section I.1).
+
+    A batch then has noise levels of all kinds: what it says varies less.
+    """
+    places = torch.arange(count, device=random.device)
+    return (places + torch.rand(count, generator=random, device=random.device)) / count
+
+
+def _quantiles(count: int, random: torch.Generator, part: Part) -> Tensor:
+    """Stratified in a part of (0, 1), `[count]`; never 0 or 1, where a normal is infinite."""
     low, high = part
-    drawn = torch.rand(count, generator=random, device=random.device)
-    return (low + (high - low) * drawn).clamp(2**-24, 1 - 2**-24)
+    return (low + (high - low) * _stratified(count, random)).clamp(2**-24, 1 - 2**-24)
 
 
 def _noise_to_signal(alpha_bar: Tensor) -> Tensor:

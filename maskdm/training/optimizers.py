@@ -5,20 +5,18 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from maskdm.config.recipe import Optimisation
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
+from maskdm.training.muon import Muon
 
 
 def make_optimizers(network: Network, settings: Optimisation, added: Iterable[Tensor] = ()) -> list[Optimizer]:
     """What updates the weights of `network`, each of them once; learning rates are set before every step.
 
     AdamW updates the weights that a method has added as well, without decay.
-
-    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by the nearest orthogonal
-    one. Scaled to the size of AdamW's usual step (Liu et al. 2025, arXiv 2502.16982) it shares AdamW's learning rate.
 
     Raises:
         MaskDMError: Muon is asked for, and there is nothing that it could update.
@@ -33,8 +31,7 @@ def make_optimizers(network: Network, settings: Optimisation, added: Iterable[Te
     adamw = AdamW(left, lr=settings.lr, betas=settings.betas, fused=fused)
     if not muon:
         return [adamw]
-    decay, momentum = settings.weight_decay, settings.betas[0]
-    return [adamw, Muon(muon, settings.lr, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")]
+    return [adamw, Muon(muon, settings.lr, settings.betas[0], settings.weight_decay)]
 
 
 def update(

@@ -114,12 +114,6 @@ def test_steps_of_the_schedule_have_themselves_as_times() -> None:
         assert torch.equal(objective.alpha_bar(found), objective.alpha_bar(t))
 
 
-def test_steps_are_drawn_as_recorded_trials_drew_them() -> None:
-    objective = ddpm(100, "linear", "epsilon")
-    found = objective.draw_times(50, torch.Generator().manual_seed(3))
-    assert torch.equal(found, torch.randint(100, (50,), generator=torch.Generator().manual_seed(3)))
-
-
 def test_times_come_from_the_training_distribution_of_which_a_part_is_cut(objective: Objective) -> None:
     random = torch.Generator().manual_seed(0)
     whole = objective.draw_times(20_000, random).double()
@@ -235,3 +229,18 @@ def test_a_removed_token_changes_neither_loss_nor_gradient(network: UViT) -> Non
         results.append([loss.detach(), *gradients(network, loss).values()])
     assert len(results[0]) == 1 + len(list(network.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.25, 0.5)])
+@pytest.mark.parametrize("raw", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_each_equal_part_of_the_noise_levels_is_drawn_once_a_batch(
+    raw: dict[str, Any], part: tuple[float, float]
+) -> None:
+    """The same quantiles as an even grid's, but for where in its part each lies."""
+    objective = make_objective(objective_settings(raw))
+    drawn = objective.draw_times(10, generator("cpu", 0), part)
+    many = objective.draw_times(10_000, generator("cpu", 1), part).sort().values
+    for index, time in enumerate(drawn):
+        low, high = (many[min(9_999, 1000 * edge)] for edge in (index, index + 1))
+        slack = 0.02 * (many[-1] - many[0])
+        assert low - slack <= time <= high + slack
