@@ -1,6 +1,6 @@
-"""DVC stage `tuning` of the study: Optuna chooses settings of single arms, each with the same number of trials.
+"""DVC stage `tuning@<name>` of the study: Optuna chooses settings of single arms, each with as many trials.
 
-python -m pipeline.tune [--workers N]
+python -m pipeline.tune NAME [--workers N]
 
 A trial that is recorded is not trained again; one that was killed goes on.
 """
@@ -10,20 +10,25 @@ import signal
 
 from maskdm.config.reading import load_block
 from maskdm.config.tuning import Tunings
-from maskdm.engine.tuning import run_tunings
+from maskdm.engine.tuning import run_tuning
 from maskdm.engine.workers import add_workers, count_workers
-from maskdm.runtime.errors import exit_with_one_line
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.paths import STUDY
 
 
 def main() -> None:
-    """Tune all arms of `tunings` in `study/params.yaml`; write `reports/study/tuning.csv`."""
+    """Tune all arms of one of `tunings` in `study/params.yaml`; write `reports/study/tuning_<name>.csv`."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
     add_workers(parser, "arms at a time")
     chosen = parser.parse_args()
     with exit_with_one_line():
+        workers = count_workers(chosen)
+        tunings = load_block(Tunings, "tunings", STUDY).root
+        if chosen.name not in tunings:
+            raise MaskDMError(f"{chosen.name}: allowed: one of {', '.join(tunings)}")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
-        run_tunings(load_block(Tunings, "tunings", STUDY), count_workers(chosen))
+        run_tuning(chosen.name, tunings[chosen.name], workers)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Every arm gets as many trials, from a space of its own. What comes out is copied
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, RootModel, model_validator
 
 from maskdm.config.comparison import Arm, Seed
 from maskdm.config.params import Params
@@ -44,7 +44,9 @@ class Tuning(Schema):
     arm: Arm
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
 
-    def settings(self, name: str, params: Params, recipe: Recipe, chosen: dict[str, Any]) -> tuple[Params, Recipe]:
+    def settings(
+        self, name: str, params: Params, recipe: Recipe, chosen: dict[str, Any], where: str
+    ) -> tuple[Params, Recipe]:
         """The settings of a trial.
 
         Args:
@@ -52,6 +54,7 @@ class Tuning(Schema):
             params: all else.
             recipe: to start from.
             chosen: a value for each key of `space`.
+            where: what an error names, such as `tunings.whole.arms.scratch`.
 
         Raises:
             MaskDMError: a path leads nowhere, or a value is not allowed there.
@@ -61,7 +64,6 @@ class Tuning(Schema):
             "recipe": recipe.model_dump(),
             "model": params.model.model_dump(),
         }
-        where = f"tunings.arms.{name}"
         for path, value in chosen.items():
             if path == RATE:
                 _scale_rates(tree["arm"], value, recipe.optimisation.lr)
@@ -73,13 +75,18 @@ class Tuning(Schema):
         return validated(Params, params.model_dump() | own, where), validated(Recipe, tree["recipe"], where)
 
 
-class Tunings(Schema):
-    """All of them: trials of equal number and compute."""
+class Tuned(Schema):
+    """Arms that are tuned with equal numbers of trials of equal compute."""
 
     seed: Seed  # of the draws and of every trial; no comparison uses it
     train_flops: Annotated[float, Field(gt=0)]
     trials: Positive
+    recipe: Name | None = None  # optional: what the trials begin from, in place of that of `params.yaml`
     arms: dict[Name, Tuning]
+
+
+class Tunings(RootModel[dict[Name, Tuned]]):
+    """All of them, by name."""
 
 
 def _scale_rates(arm: list[dict[str, Any]], factor: float, rate: float) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from maskdm.config.comparison import Budget
-from maskdm.config.tuning import Tunings
+from maskdm.config.reading import recipe_of
+from maskdm.config.tuning import Tuned
 from maskdm.engine.project import Project
 from maskdm.engine.trial import recorded, run_trial
 from maskdm.engine.workers import run_all
@@ -32,42 +33,45 @@ THREADS = 1  # of a trial, whatever the number of workers: what is drawn next ha
 class Task:
     """One trial of one arm."""
 
+    name: str  # of the tuning
+    tuned: Tuned
     arm: str
     number: int
     chosen: dict[str, Any]
-    tunings: Tunings
 
     @property
     def key(self) -> str:
         """Of its record."""
-        return f"{self.arm}/{self.number:02d}"
+        return f"{self.name}/{self.arm}-{self.number:02d}"
 
     def project(self) -> Project:
         """The opened project with this trial's settings."""
-        project, tunings = Project.open(ALONE), self.tunings
+        project, tuned = Project.open(ALONE), self.tuned
         own = {
-            "seeds": (tunings.seed,),
-            "budget": Budget(train_flops=tunings.train_flops, snapshots=(1.0,)),
+            "seeds": (tuned.seed,),
+            "budget": Budget(train_flops=tuned.train_flops, snapshots=(1.0,)),
             "heldout": project.params.heldout.model_copy(update={"points": POINTS}),
         }
-        params = project.params.model_copy(update=own)
-        params, recipe = tunings.arms[self.arm].settings(self.arm, params, project.recipe, self.chosen)
+        params = project.params.model_copy(update=own | ({"recipe": tuned.recipe} if tuned.recipe else {}))
+        where = f"tunings.{self.name}.arms.{self.arm}"
+        params, recipe = tuned.arms[self.arm].settings(self.arm, params, recipe_of(params, ROOT), self.chosen, where)
         return replace(project, params=params, recipe=recipe)
 
 
-def run_tunings(tunings: Tunings, workers: int) -> None:
-    """Tune all arms, one trial of each after the other; write `reports/study/tuning.csv`."""
-    choosers = {arm: Chooser(tuning.space, tunings.seed) for arm, tuning in tunings.arms.items()}
+def run_tuning(name: str, tuned: Tuned, workers: int) -> None:
+    """Tune all arms, one trial of each after the other; write `reports/study/tuning_<name>.csv`."""
+    choosers = {arm: Chooser(tuning.space, tuned.seed) for arm, tuning in tuned.arms.items()}
     rows: list[dict[str, Any]] = []
-    for number in range(tunings.trials):
-        tasks = [Task(arm, number, chooser.ask(), tunings) for arm, chooser in choosers.items()]
-        losses = dict(run_all(loss_of, tasks, workers, "trial", _bar(tunings, number), threads=THREADS))
+    keys: set[str] = set()
+    for number in range(tuned.trials):
+        tasks = [Task(name, tuned, arm, number, chooser.ask()) for arm, chooser in choosers.items()]
+        losses = dict(run_all(loss_of, tasks, workers, "trial", _bar(tuned, number), threads=THREADS))
+        keys |= losses.keys()
         for task in tasks:
             choosers[task.arm].tell(losses[task.key])
             rows.append({"arm": task.arm, "trial": number, "heldout_loss": losses[task.key], **task.chosen})
-    write_csv(STUDY_REPORTS / "tuning.csv", pd.DataFrame(rows).sort_values(["arm", "trial"]))
-    for arm in tunings.arms:
-        fold_records(ROOT, "tuning", arm, keep={f"{arm}/{number:02d}" for number in range(tunings.trials)})
+    write_csv(STUDY_REPORTS / f"tuning_{name}.csv", pd.DataFrame(rows).sort_values(["arm", "trial"]))
+    fold_records(ROOT, "tuning", name, keep=keys)
     mlflow_store.summarise(ROOT, "tuning")
 
 
@@ -83,12 +87,12 @@ def loss_of(task: Task) -> tuple[str, float]:
     return task.key, float(record.summary["heldout_loss"])
 
 
-def _bar(tunings: Tunings, number: int) -> WorkBar:
+def _bar(tuned: Tuned, number: int) -> WorkBar:
     """How far all trials are, when those of one number are at work."""
-    arms = len(tunings.arms)
+    arms = len(tuned.arms)
     return WorkBar(
-        f"trial {number + 1} of {tunings.trials}, {arms} arms",
-        [tunings.train_flops] * arms,
-        before=number * arms * tunings.train_flops,
-        after=(tunings.trials - number - 1) * arms * tunings.train_flops,
+        f"trial {number + 1} of {tuned.trials}, {arms} arms",
+        [tuned.train_flops] * arms,
+        before=number * arms * tuned.train_flops,
+        after=(tuned.trials - number - 1) * arms * tuned.train_flops,
     )

@@ -14,7 +14,7 @@ SOURCES = {
     "study": "study/dvc.yaml:part@{folder}",
     "search": "dvc.yaml:search",
     "large_search": "study/dvc.yaml:large_search",
-    "tuning": "study/dvc.yaml:tuning",
+    "tuning": "study/dvc.yaml:tuning@{folder}",
 }
 
 
@@ -45,7 +45,7 @@ class Subject:
     def name(self) -> str:
         """For people: `crops, seed 2`, `share: share25, seed 3`, `search: trial 12`."""
         if self.is_attempt:
-            return f"{self._title}: trial {int(Path(self.record.key).name)}"
+            return f"{self._title}: trial {int(Path(self.record.key).name.rpartition('-')[2])}"
         return f"{self.parent_name}, seed {self.record.params['seed']}"
 
     @property
@@ -90,7 +90,7 @@ class Subject:
     @property
     def _title(self) -> str:
         """Of the comparison; that of `params.yaml` needs none."""
-        titles = {"default": "", "study": self._folder, "tuning": f"tuning {self._folder}"}
+        titles = {"default": "", "study": self._folder, "tuning": f"tuning {self._folder}, {self.record.arm}"}
         return titles.get(self.record.stage, self.record.stage.replace("_", " "))
 
 

@@ -28,13 +28,13 @@ def test_a_rate_is_a_factor_on_all_phases_but_the_last_or_on_the_only_one(params
     own = recipe.optimisation.lr
     phases = [{"mask": MASK, "share": 0.3, "batch_size": 8}, {"share": 0.3, "batch_size": 8, "override": {"lr": 4e-3}}]
     three = tuning([*phases, {"batch_size": 8}])
-    assert rates(three.settings("arm", params, recipe, {"rate": 1.5})) == [1.5 * own, 6e-3, own]
-    assert rates(tuning([{"batch_size": 8}]).settings("arm", params, recipe, {"rate": 1.5})) == [1.5 * own]
+    assert rates(three.settings("arm", params, recipe, {"rate": 1.5}, "here")) == [1.5 * own, 6e-3, own]
+    assert rates(tuning([{"batch_size": 8}]).settings("arm", params, recipe, {"rate": 1.5}, "here")) == [1.5 * own]
 
 
 def test_a_path_leads_to_a_setting_of_the_arm_the_recipe_or_the_network(params: Params, recipe: Recipe) -> None:
     chosen = {"recipe.optimisation.betas.1": 0.95, "model.depth": 5, "arm.0.batch_size": 4}
-    own, found = tuning([{"batch_size": 8}]).settings("arm", params, recipe, chosen)
+    own, found = tuning([{"batch_size": 8}]).settings("arm", params, recipe, chosen, "here")
     assert found.optimisation.betas == (recipe.optimisation.betas[0], 0.95)
     assert (own.model.blocks, own.arms["arm"][0].batch_size) == (5, 4)
     assert list(own.arms) == ["arm"]
@@ -45,13 +45,13 @@ def test_a_path_leads_to_a_setting_of_the_arm_the_recipe_or_the_network(params: 
     "path", ["rte", "recipe.optimisation.bets.1", "arm.1.batch_size", "recipe.optimisation.betas.x"]
 )
 def test_a_path_that_leads_nowhere_is_named(path: str, params: Params, recipe: Recipe) -> None:
-    with pytest.raises(MaskDMError, match=rf"tunings\.arms\.arm\.space\.{path}: no such setting; allowed: rate, or"):
-        tuning([{"batch_size": 8}]).settings("arm", params, recipe, {path: 1})
+    with pytest.raises(MaskDMError, match=rf"here\.space\.{path}: no such setting; allowed: rate, or"):
+        tuning([{"batch_size": 8}]).settings("arm", params, recipe, {path: 1}, "here")
 
 
 def test_a_value_that_is_not_allowed_is_named(params: Params, recipe: Recipe) -> None:
-    with pytest.raises(MaskDMError, match=r"tunings\.arms\.arm: optimisation\.decay=2"):
-        tuning([{"batch_size": 8}]).settings("arm", params, recipe, {"recipe.optimisation.decay": 2})
+    with pytest.raises(MaskDMError, match=r"here: optimisation\.decay=2"):
+        tuning([{"batch_size": 8}]).settings("arm", params, recipe, {"recipe.optimisation.decay": 2}, "here")
 
 
 @pytest.mark.parametrize(

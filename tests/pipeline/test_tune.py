@@ -27,7 +27,7 @@ ARMS: dict[str, Any] = {
 def write_tunings(folder: Path, trials: int) -> None:
     tunings = {"seed": 9, "train_flops": 4e9, "trials": trials, "arms": ARMS}
     with (folder / "study" / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump({"tunings": json.loads(json.dumps(tunings))}, file)
+        YAML(typ="safe").dump({"tunings": {"both": json.loads(json.dumps(tunings))}}, file)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder)
     run(folder, "prepare")
     write_tunings(folder, trials=3)
-    run(folder, "tune", "--workers", "2")
+    run(folder, "tune", "both", "--workers", "2")
     return folder
 
 
 def table(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "reports" / "study" / "tuning.csv")
+    return pd.read_csv(folder / "reports" / "study" / "tuning_both.csv")
 
 
 def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
@@ -50,7 +50,7 @@ def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
     assert found.groupby("arm").size().to_dict() == {"scratch": 3, "patches": 3}
     assert found.loc[found["trial"] == 0, "rate"].tolist() == [1.0, 1.0]
     records = [record for record, _ in read_records(project, ("tuning",))]
-    keys = [f"{arm}/0{number}" for arm in ("patches", "scratch") for number in range(3)]
+    keys = [f"both/{arm}-0{number}" for arm in ("patches", "scratch") for number in range(3)]
     assert sorted(record.key for record in records) == keys
     for record in records:
         assert record.summary["train_flops"] == pytest.approx(4e9, rel=0.0025)
@@ -61,11 +61,11 @@ def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
 
 def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")}
-    run(project, "tune", "--workers", "1")
+    run(project, "tune", "both", "--workers", "1")
     assert {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")} == before
     first = table(project)
     write_tunings(project, trials=4)
-    run(project, "tune", "--workers", "2")
+    run(project, "tune", "both", "--workers", "2")
     more = table(project)
     pd.testing.assert_frame_equal(more[more["trial"] < 3].reset_index(drop=True), first)
 
@@ -75,13 +75,13 @@ def test_a_killed_tuning_ends_as_a_whole_one(project: Path, tmp_path: Path) -> N
     write_params(tmp_path)
     run(tmp_path, "prepare")
     write_tunings(tmp_path, trials=3)
-    command = [sys.executable, "-m", "pipeline.tune", "--workers", "1"]
+    command = [sys.executable, "-m", "pipeline.tune", "both", "--workers", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    while not list((tmp_path / "records").rglob("*02.json")) and process.poll() is None:
-        if len(list((tmp_path / "records").rglob("0*.json"))) >= 3:
+    while not list((tmp_path / "records").rglob("*-02.json")) and process.poll() is None:
+        if len(list((tmp_path / "records").rglob("*-0?.json"))) >= 3:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.05)
     process.wait()
-    run(tmp_path, "tune", "--workers", "2")
+    run(tmp_path, "tune", "both", "--workers", "2")
     whole = table(project)
     pd.testing.assert_frame_equal(table(tmp_path), whole[whole["trial"] < 3].reset_index(drop=True))
