@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from maskdm.config.params import Params
 from maskdm.reporting import analysis, report
@@ -171,11 +173,12 @@ def make_record(params: Params, arm: str, seed: int, level: float, name: str) ->
     for share in np.arange(1, POINTS + 1) / POINTS:
         phase = int(np.searchsorted(ends * (1 + 1e-9), share))
         step = 1 + sum(row["phase"] == phase for row in history)
-        loss = level * (0.0806 * share**-0.25 if phase == len(phases) - 1 else 0.3 * share**-0.1)
-        row = {"step": step, "phase": phase, "images_seen": round(1e5 * share), "train_flops": share * BUDGET}
+        spent = share * params.budget.train_flops
+        loss = level * (0.0806 * (spent / BUDGET) ** -0.25 if phase == len(phases) - 1 else 0.3 * share**-0.1)
+        row = {"step": step, "phase": phase, "images_seen": round(1e5 * share), "train_flops": spent}
         history.append(row | {"loss": loss, "heldout_loss": loss, "lr": 1e-3, "grad_norm": 1.0})
     distance = DISTANCE[arm] * level / REDUCTION[arm]
-    judged = [snapshot(share, distance / share**0.5) for share in params.budget.snapshots]
+    judged = [snapshot(share, params.budget.train_flops, distance / share**0.5) for share in params.budget.snapshots]
     summary = {key: history[-1][key] for key in ("images_seen", "train_flops", "heldout_loss")}
     summary |= {key: judged[-1][key] for key in ("fd_effnet_lite0", *analysis.OF_SAMPLES)}
     data = {key: DATASET[key] for key in ("name", "sha256", "train", "heldout", "shape")}
@@ -198,8 +201,8 @@ def make_record(params: Params, arm: str, seed: int, level: float, name: str) ->
     return record, machine
 
 
-def snapshot(share: float, distance: float) -> dict[str, Any]:
-    position = {"fraction": share, "images_seen": round(1e5 * share), "train_flops": share * BUDGET}
+def snapshot(share: float, budget: float, distance: float) -> dict[str, Any]:
+    position = {"fraction": share, "images_seen": round(1e5 * share), "train_flops": share * budget}
     metrics = {"fd_effnet_lite0": distance, "kid": distance / 30000, "precision": 0.6, "recall": 0.4}
     return {**position, **metrics, "density": 0.8, "coverage": 0.2 * share, **SETUP}
 
@@ -223,10 +226,14 @@ def make_times(params: Params, name: str = "default", **slower: float) -> StepTi
 
 
 def analysed(
-    params: Params, records: analysis.Records | None = None, times: StepTimes | None = None, **reduction: float
+    params: Params,
+    records: analysis.Records | None = None,
+    times: StepTimes | None = None,
+    shorter: Sequence[pd.DataFrame] = (),
+    **reduction: float,
 ) -> report.Analysed:
     records = make_records(params, REDUCTION | reduction) if records is None else records
-    return report.analyse("default", params, records, times or make_times(params), REFERENCE)
+    return report.analyse("default", params, records, times or make_times(params), REFERENCE, shorter)
 
 
 def write_project(root: Path, params: dict[str, Any], records: analysis.Records) -> None:

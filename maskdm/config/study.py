@@ -10,6 +10,7 @@ from maskdm.config.params import Params, Sampling
 from maskdm.config.reading import validated
 from maskdm.config.schema import Name
 
+Page = Literal["study", "methods"]  # of the reports
 OTHERS = ("recipe", "model", "sampling")  # keys of `params.yaml` that a part may have
 DEFAULT: Literal["default"] = "default"  # the name of the comparison of `params.yaml`
 
@@ -22,6 +23,8 @@ class Part(Comparison):
     recipe: Name | None = None  # optional: another recipe
     model: Model | None = None  # optional: another network
     sampling: Sampling | None = None  # optional: another sampler, as some recipes need
+    page: Page = "study"  # optional: which report answers it
+    series: Name | None = None  # optional: parts of a series differ in their compute alone
 
     def params(self, params: Params) -> Params:
         """The settings `params` with this part's comparison.

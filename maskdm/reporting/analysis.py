@@ -31,6 +31,7 @@ OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage")  # beside the
 MEASURES = ("heldout_loss", "distance", *OF_SAMPLES)
 AGAINST = "_against_baseline"  # a measure over that of the baseline with the same seed
 AGAINST_CONTROL = "_against_control"  # the same, of the arm's control
+AT_TARGET = {"compute_to_target": "seeds_at_target", "budget_to_target": "seeds_at_target_by_budget"}  # who reaches it
 DESCRIPTION = ("masks", "effective_mask_ratio", "mask_share", "batch_size", "lr", "positions")  # equal in all seeds
 SETUP = (
     *("extractor", "input_size", "samples", "reference", "sampler", "num_inference_steps", "eta", "weights"),
@@ -259,23 +260,29 @@ def curves(name: str, params: Params, records: Records, times: StepTimes) -> pd.
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def trials(name: str, params: Params, records: Records, measured: pd.DataFrame) -> pd.DataFrame:
+def trials(
+    name: str, params: Params, records: Records, measured: pd.DataFrame, shorter: Sequence[pd.DataFrame] = ()
+) -> pd.DataFrame:
     """One row a trial: what it trained, what it ended with, and that over the baseline's of the same seed.
 
     `compute_to_target` and `seconds_to_target` are the cost at which the trial reached the final held-out loss of the
-    baseline of its seed, as a share of what the baseline needed for it; infinity: it never did.
+    baseline of its seed, as a share of what the baseline needed for it; infinity: it never did. `budget_to_target` is
+    the smallest budget with which the arm ends at that loss, each budget with a schedule of its own, as a share of this
+    comparison's; NaN: the arm was not trained with a smaller one.
 
     Args:
         name: of the comparison.
         params: its settings.
         records: those of all its trials, and others.
         measured: what `curves` returns.
+        shorter: what this returned for comparisons of the same arms with less compute.
 
     Raises:
         MaskDMError: a trial has no record.
     """
     by_trial = dict(iter(measured.groupby(["arm", "seed"])))
     final = {key: _final(curve) for key, curve in by_trial.items()}
+    earlier = pd.concat(shorter) if shorter else pd.DataFrame(columns=["arm", "seed"])
     rows = []
     for arm, seed in itertools.product(ordered_arms(params), params.seeds):
         record, machine = find_trial(name, arm, seed, records)
@@ -287,7 +294,9 @@ def trials(name: str, params: Params, records: Records, measured: pd.DataFrame) 
         row[f"heldout_loss{AGAINST_CONTROL}"] = loss / final[control, seed]["heldout_loss"] if control else math.nan
         row["compute_to_target"] = _to_target(by_trial[own], by_trial[base], "train_flops")
         row["seconds_to_target"] = _to_target(by_trial[own], by_trial[base], "train_seconds")
-        rows.append(row | _costs(record, machine, float(by_trial[own]["train_seconds"].max())))
+        row |= _costs(record, machine, float(by_trial[own]["train_seconds"].max()))
+        smaller = earlier[(earlier["arm"] == arm) & (earlier["seed"] == seed)]
+        rows.append(row | {"budget_to_target": _budget_to_target(row, smaller, final[base]["heldout_loss"])})
     return pd.DataFrame(rows)
 
 
@@ -301,6 +310,14 @@ def _to_target(curve: pd.DataFrame, base: pd.DataFrame, cost: str) -> float:
     target = goal["heldout_loss"].iloc[-1]
     needed = [compute_to_target(frame[cost], frame["heldout_loss"], target) for frame in (own, goal)]
     return needed[0] / needed[1]
+
+
+def _budget_to_target(row: Row, smaller: pd.DataFrame, target: float) -> float:
+    """Definition (b): a power law between the ends of trainings that differ in their budget alone."""
+    if smaller.empty:
+        return math.nan
+    ends = pd.concat([smaller, pd.DataFrame([row])]).sort_values("train_flops")
+    return math.exp(compute_to_target(np.log(ends["train_flops"]), ends["heldout_loss"], target)) / row["train_flops"]
 
 
 def _description(params: Params, arm: str, record: Record) -> Row:
@@ -333,8 +350,9 @@ def _costs(record: Record, machine: Machine | None, seconds: float) -> Row:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the order of `table`: the mean over its seeds of every measure, `<measure>_low` and `_high`.
 
-    `seeds` counts them, `seeds_at_target` those that reach the baseline's final loss. A measure that one of the seeds
-    lacks has no mean: over fewer seeds it would not compare with that of another arm.
+    `seeds` counts them, `seeds_at_target` those that reach the baseline's final loss, `seeds_at_target_by_budget` those
+    that end at it with a smaller budget or this one. A measure that one of the seeds lacks has no mean: over fewer
+    seeds it would not compare with that of another arm.
 
     Args:
         table: what `trials` returns.
@@ -343,10 +361,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, group in table.groupby("arm", sort=False):
         row: Row = {key: group[key].iloc[0] for key in described}
-        row |= {"seeds": len(group), "seeds_at_target": int(np.isfinite(group["compute_to_target"]).sum())}
+        row |= {"seeds": len(group)}
+        row |= {counted: int(np.isfinite(group[measure]).sum()) for measure, counted in AT_TARGET.items()}
         for measure in table.columns.drop([*described, "seed"]):
             low, high = interval(group[measure].tolist())
-            mean = float(group[measure].mean(skipna=measure not in MEASURES))
+            mean = float(group[measure].mean(skipna=measure not in (*MEASURES, "budget_to_target")))
             row |= {measure: mean, f"{measure}_low": low, f"{measure}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -13,7 +13,16 @@ from maskdm.config.comparison import Comparison
 from maskdm.config.objective import objective_name
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, FLOOR, OF_SAMPLES, Row, expected_coverage, ordered_arms
+from maskdm.reporting.analysis import (
+    AGAINST,
+    AGAINST_CONTROL,
+    AT_TARGET,
+    FLOOR,
+    OF_SAMPLES,
+    Row,
+    expected_coverage,
+    ordered_arms,
+)
 from maskdm.runtime.units import four_digits, percent, si
 from maskdm.tracking.records import StepTimes
 
@@ -34,8 +43,8 @@ DEFINITIONS = """\
 - **compute to the baseline's loss**: where the lowest held-out loss so far first reaches the baseline's final one \
 (log-linear between measurements), as a share of the compute at which the baseline does; the same for **seconds**. \
 *2 of 5 seeds*: the others never reach it.
-- **against**: at equal compute, at the end of training, over the baseline **with the same seed**: the same first \
-weights, order of images and noise.
+{budget}- **against**: at equal compute, at the end of training, over the baseline **with the same seed**: the same \
+first weights, order of images and noise.
 - **intervals**: 95 % Student's t intervals of the mean over the seeds. They assume normal differences. "Lower" and \
 "higher" are said where the interval leaves out zero: of arms that do not differ, 5 % are called different. The lowest \
 of several arms is in part lucky.
@@ -49,6 +58,11 @@ separates phases.
 arms followed on another, again and again: what else ran slowed all of them alike. Measured on: {machine}. The spread \
 is how far apart the middle half of a step's shares of a round lies: a few percent on a quiet machine.
 - **measured with**: {setup}."""
+BUDGET = """\
+- **budget to the baseline's loss**: the smallest budget with which the arm ends at that loss, each budget with a \
+learning-rate schedule of its own (a power law between the budgets that were trained). It is what a user saves. On the \
+curve the arm is read before its learning rate falls, so that it seems to need more.
+"""
 CONTROL = """\
 - **control**: an arm without masks, in all else as its arm: steps, tokens a step, learning rates.
 """
@@ -103,22 +117,24 @@ def _claim(best: Row, baseline: str, alone: bool) -> str:
             return f"{who} held-out loss than {base}: {change}"
         who = f"no arm ends with a {'lower' if worse else 'clearly lower'}"
         return f"{who} held-out loss than {base}: the lowest, {name}, {change}"
-    if math.isfinite(best["compute_to_target"]):
-        doubt = ", which does not rule out that it saves none" if best["compute_to_target_high"] >= 1 else ""
-        needed = number(best, "compute_to_target", of=" of its compute", seeds=True)
-        return f"{name} reaches {base}'s final held-out loss with {needed}{doubt}"
+    for measure, verb in (("budget_to_target", "ends at"), ("compute_to_target", "reaches")):
+        if math.isfinite(best[measure]):
+            doubt = ", which does not rule out that it saves none" if best[f"{measure}_high"] >= 1 else ""
+            needed = number(best, measure, of=" of its compute", seeds=True)
+            return f"{name} {verb} {base}'s final held-out loss with {needed}{doubt}"
     reached = "" if best["seeds"] == 1 else f", and reaches {base}'s with {_seeds_at_target(best)}"
     return f"{name} ends with a {'lower' if best[LOSS] < 1 else 'higher'} held-out loss than {base}: {change}{reached}"
 
 
 def _control_clause(best: Row, control: Row) -> str:
     """What a control does as well is not due to the masks."""
-    if best[f"{LOSS}_high"] >= 1 or math.isinf(best["compute_to_target"]):
+    measure = "compute_to_target" if math.isnan(best["budget_to_target"]) else "budget_to_target"
+    if best[f"{LOSS}_high"] >= 1 or math.isinf(best[measure]) or math.isnan(control[measure]):
         return f"; its control without masks {number(control, LOSS)}"
     unsure = best[f"heldout_loss{AGAINST_CONTROL}_high"] >= 1
-    word = "gets there with" if math.isinf(control["compute_to_target"]) else "needs"
+    word = "gets there with" if math.isinf(control[measure]) else "needs"
     reason = ", so that masks need not be the reason" if unsure else ""
-    return f"; its control without masks {word} {number(control, 'compute_to_target')}{reason}"
+    return f"; its control without masks {word} {number(control, measure)}{reason}"
 
 
 def standing(summary: pd.DataFrame, baseline: str, metric: str) -> str:
@@ -153,6 +169,7 @@ def result_table(comparison: Comparison, summary: pd.DataFrame, metric: str) -> 
         {
             "arm": [_marked(row["arm"], comparison) for row in rows],
             f"compute to {base}'s loss": cells(lambda row: number(row, "compute_to_target")),
+            **({f"budget to {base}'s loss": cells(_budget)} if any(_has_budgets(row) for row in rows) else {}),
             f"loss against {base}": cells(lambda row: number(row, LOSS)),
             f"{metric} against {base}": cells(lambda row: number(row, DISTANCE)),
             f"seconds to {base}'s loss": cells(lambda row: number(row, "seconds_to_target")),
@@ -217,7 +234,7 @@ def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
     """
     value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
     if math.isinf(value):
-        return _seeds_at_target(row)
+        return _seeds_at_target(row, AT_TARGET.get(measure, "seeds_at_target"))
     if measure in (LOSS, DISTANCE):
         text, ends = f"{_points(value)} %", f"{_points(low)} to {_points(high)} %"
     else:
@@ -233,8 +250,16 @@ def _points(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f}"
 
 
-def _seeds_at_target(row: Row) -> str:
-    return f"{row['seeds_at_target']} of {row['seeds']} seeds"
+def _seeds_at_target(row: Row, counted: str = "seeds_at_target") -> str:
+    return f"{row[counted]} of {row['seeds']} seeds"
+
+
+def _has_budgets(row: Row) -> bool:
+    return not math.isnan(row["budget_to_target"])
+
+
+def _budget(row: Row) -> str:
+    return number(row, "budget_to_target") if _has_budgets(row) else NOTHING
 
 
 def _ratios(text: str) -> str:
@@ -277,7 +302,7 @@ def definitions(params: Params, metric: str, times: StepTimes, measured_with: Ro
         metric: the name of the distance.
         times: what the seconds were made from.
         measured_with: what `analysis.measured_with` returns.
-        measures: what the page shows: it may be without density and coverage.
+        measures: what the page shows, as `shown` finds it.
     """
     return DEFINITIONS.format(
         metric=metric,
@@ -286,7 +311,13 @@ def definitions(params: Params, metric: str, times: StepTimes, measured_with: Ro
         machine=times.machine,
         setup=_setup(measured_with),
         control=CONTROL if params.controls else "",
+        budget=BUDGET if "budget_to_target" in measures else "",
     )
+
+
+def shown(summary: pd.DataFrame) -> set[str]:
+    """The columns that have a value: there may be no density, or no smaller budget."""
+    return {str(column) for column in summary if summary[column].notna().any()}
 
 
 def in_numbers(folder: str, names: Sequence[str]) -> str:
@@ -343,7 +374,7 @@ def default_page(
         *comparison_blocks(params, summary, metric, figures),
         _floor(reference, metric, measured_with["samples"]),
         _compared(params, recipe, dataset, num_parameters),
-        definitions(params, metric, times, measured_with, {*summary, *reference["floor"]}),
+        definitions(params, metric, times, measured_with, {*shown(summary), *reference["floor"]}),
         in_numbers("default", TABLES),
     ]
     return "\n\n".join(blocks) + "\n"

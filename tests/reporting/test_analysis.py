@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from maskdm.config.comparison import Budget
 from maskdm.config.params import Params
 from maskdm.reporting import analysis, page
 from maskdm.reporting.analysis import AGAINST, AGAINST_CONTROL, interval, rank_agreement
@@ -24,6 +25,7 @@ from tests.comparison import (
     REDUCTION,
     REFERENCE,
     SPEED,
+    SPREAD,
     analysed,
     make_records,
     make_times,
@@ -296,6 +298,28 @@ def test_a_baseline_that_rises_at_its_end_is_held_to_the_same_measure(params: Pa
     assert table.loc[("scratch", 1), "compute_to_target"] == 1
     level = REDUCTION["block90"] * (1 - 0.0015 * 2)
     assert table.loc[("block90", 1), "compute_to_target"] == pytest.approx(level**4, abs=2e-3)
+
+
+def test_the_budget_to_the_target_is_that_with_which_an_arm_ends_there(params: Params) -> None:
+    half = params.model_copy(
+        update={
+            "budget": Budget(train_flops=BUDGET / 2, snapshots=(1.0,)),
+            "arms": {name: params.arms[name] for name in ("scratch", "block90", "crop3")},
+            "controls": {},
+        }
+    )
+    shorter = analysed(half)
+    found = analysed(params, shorter=[shorter.trials])
+    assert shorter.trials["budget_to_target"].isna().all()
+    table = found.trials.set_index(["arm", "seed"])["budget_to_target"]
+    assert table["scratch"].to_numpy() == pytest.approx(1)
+    levels = [0.94 * (1 + SPREAD * (index - 1.5)) for index in range(4)]
+    assert table["block90"].to_numpy() == pytest.approx([level**4 for level in levels])  # loss ~ compute^-1/4
+    assert np.isinf(table["crop3"]).all()
+    assert table["patch90"].isna().all()
+    arms = found.arms.set_index("arm")
+    assert arms["seeds_at_target_by_budget"][["scratch", "block90", "crop3"]].tolist() == [4, 4, 0]
+    assert math.isnan(arms["budget_to_target"]["patch90"])
 
 
 def test_trials_are_found_by_arm_and_seed_whatever_their_key_ends_with(params: Params) -> None:
