@@ -15,7 +15,7 @@ from maskdm.config.params import Params
 from maskdm.config.reading import load_block, load_params, recipe_of
 from maskdm.config.study import DEFAULT, Part, Parts
 from maskdm.datasets.prepared import PreparedData
-from maskdm.reporting import analysis, figures, page, study_sections
+from maskdm.reporting import analysis, figures, methods_sections, page, study_sections
 from maskdm.reporting.analysis import Records
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reading, write_csv, write_text
@@ -70,7 +70,12 @@ class Analysed:
 
 
 def analyse(
-    name: str, params: Params, records: Records, times: StepTimes, reference: Mapping[str, Any] = {}
+    name: str,
+    params: Params,
+    records: Records,
+    times: StepTimes,
+    reference: Mapping[str, Any] = {},
+    shorter: Sequence[pd.DataFrame] = (),
 ) -> Analysed:
     """Everything that the records say of one comparison.
 
@@ -79,7 +84,7 @@ def analyse(
     """
     curves = analysis.curves(name, params, records, times)
     measured_with = analysis.measured_with(name, params, records, reference)
-    trials = analysis.trials(name, params, records, curves)
+    trials = analysis.trials(name, params, records, curves, shorter)
     record, _ = analysis.find_trial(name, params.baseline, params.seeds[0], records)
     metric = distance_metric(record.history[-1])
     return Analysed(
@@ -173,42 +178,80 @@ def draw_masks(params: Params, data: PreparedData) -> Figure:
 
 
 def write_study() -> None:
-    """Write `reports/study.md` and `reports/study/`, of the parts that were run.
+    """Write the pages of the study, `reports/study.md` and others, and `reports/study/`, of the parts that were run.
 
     Raises:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
     default, parts = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root
-    records, times = read_records(ROOT, ("study",)), read_step_times(STUDY_STEP_TIME)
-    params = {name: part.params(default) for name, part in parts.items()}
-    done = [
-        analyse(name, own, records, times) for name, own in params.items() if analysis.is_complete(name, own, records)
-    ]
+    times = read_step_times(STUDY_STEP_TIME)
+    found = analyse_parts(parts, {name: part.params(default) for name, part in parts.items()}, times)
+    for name, head in study_sections.HEADS.items():
+        own = {key: part for key, part in parts.items() if part.page == name}
+        write_text(REPORTS / f"{name}.md", study_page(name, head, own, found, times))
+    for table in TABLES if found else ():
+        write_csv(STUDY_REPORTS / f"{table}.csv", pd.concat([getattr(each, table) for each in found.values()]))
+
+
+def analyse_parts(parts: Mapping[str, Part], params: Mapping[str, Params], times: StepTimes) -> dict[str, Analysed]:
+    """What the trials of the complete parts say, in the order of the parts.
+
+    Those of a series are analysed from the smallest budget on: each is seen beside the ones before it.
+    """
+    records = read_records(ROOT, ("study",))
+    done = [name for name in parts if analysis.is_complete(name, params[name], records)]
+    found: dict[str, Analysed] = {}
+    for name in sorted(done, key=lambda name: params[name].budget.train_flops):
+        series = parts[name].series
+        shorter = [each.trials for key, each in found.items() if series and parts[key].series == series]
+        found[name] = analyse(name, params[name], records, times, shorter=shorter)
+    return {name: found[name] for name in done}
+
+
+def study_page(
+    page_name: str, head: str, parts: Mapping[str, Part], analysed: Mapping[str, Analysed], times: StepTimes
+) -> str:
+    """A page: every answer in a line, then at length."""
+    done = [found for name, found in analysed.items() if name in parts]
     answers = [write_part(parts[found.name], found) for found in done]
     if done:
         with figures.style():
             panels = {parts[found.name].question: found.against for found in done}
-            figures.save(figures.stacked(panels), STUDY_REPORTS / "against")
-        tables = {found.name: found.trials for found in done}
-        answers.append(study_sections.agreement_answer({found.name: found.params for found in done}, tables))
-        for name in TABLES:
-            write_csv(STUDY_REPORTS / f"{name}.csv", pd.concat([getattr(found, name) for found in done]))
-    answers += write_others()
+            figures.save(figures.stacked(panels), STUDY_REPORTS / f"{page_name}_against")
+    answers += methods_answers(parts, done) if page_name == "methods" else study_answers(done)
     blocks = [
-        study_sections.HEAD,
+        head,
         "\n".join(f"- {answer.in_short}" for answer in answers),
-        f"![against](study/against.png)\n\n{study_sections.AGAINST}" if done else "",
+        f"![against](study/{page_name}_against.png)\n\n{study_sections.AGAINST}" if done else "",
         *(answer.section for answer in answers),
-        study_sections.missing([name for name in parts if name not in {found.name for found in done}]),
+        study_sections.missing([name for name in parts if name not in analysed]),
         define(done, times) if done else "",
         page.in_numbers("study", [f"{name}.csv" for name in TABLES]) if done else "",
     ]
-    write_text(REPORTS / "study.md", "\n\n".join(filter(None, blocks)) + "\n")
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def study_answers(done: Sequence[Analysed]) -> list[page.Answer]:
+    """What the study's page says beside its parts."""
+    agreement = study_sections.agreement_answer(
+        {found.name: found.params for found in done}, {found.name: found.trials for found in done}
+    )
+    return [*([agreement] if done else []), *write_others()]
+
+
+def methods_answers(parts: Mapping[str, Part], done: Sequence[Analysed]) -> list[page.Answer]:
+    """What the methods' page says beside its parts: the first part is that of all methods."""
+    if not done:
+        return []
+    compared = [
+        methods_sections.Compared(found.params, parts[found.name].recipe is not None, found.arms) for found in done
+    ]
+    return [methods_sections.networks_answer(compared), methods_sections.claims_answer(compared[0])]
 
 
 def define(done: Sequence[Analysed], times: StepTimes) -> str:
     """What the numbers of all parts mean."""
-    first, measures = done[0], {str(column) for found in done for column in found.arms}
+    first, measures = done[0], set().union(*(page.shown(found.arms) for found in done))
     return page.definitions(first.params, first.metric, times, first.measured_with, measures)
 
 

@@ -12,13 +12,15 @@ from maskdm.reporting.analysis import CONFIDENCE, FLOOR, rank_agreement
 from maskdm.reporting.page import NOTHING, Answer, answer, listed, table
 from maskdm.runtime.units import percent, si
 
-HEAD = """\
-# When and how much masked pre-training pays
-
+MADE = """\
 `make study` makes this page from [`study/params.yaml`](../study/params.yaml), `params.yaml` and the records in \
-`records/study/`. Within a part every arm spends the same training compute, masked phases counted in, with every seed. \
-Every part has an arm `control`, whose mask removes one token: it shows what chance does.\
+`records/study/`. Within a part every arm spends the same training compute, masked phases counted in, with every seed.\
 """
+HEADS = {
+    "study": f"# When and how much masked pre-training pays\n\n{MADE}",
+    "methods": f"# Methods that see fewer tokens, at equal compute\n\n{MADE} Each method's learning rate was \
+chosen by as many trials as scratch's.",
+}
 AGAINST = """\
 All arms of all parts against their baselines, with the same seed and at equal compute: a dot a seed, the mean, its \
 95 % interval.\

@@ -378,14 +378,16 @@ def test_a_truncated_file_is_named(run: Path, name: str, capsys: pytest.CaptureF
 def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = settings()
     shared = {key: whole[key] for key in ("seeds", "heldout", "arms", "baseline", "controls")}
-    part = shared | {"question": "Does it pay?", "paper": "it does.", "budget": whole["budget"]}
-    once = part | {"question": "And at its end?", "budget": {"train_flops": 36e12, "snapshots": [1.0]}}
+    part = shared | {"series": "law", "question": "Does it pay?", "paper": "it does.", "budget": whole["budget"]}
+    once = part | {"question": "And at its end?", "budget": {"train_flops": 36e12, "snapshots": [1.0]}, "series": None}
+    half = part | {"question": "And with half of it?", "budget": {"train_flops": 18e12, "snapshots": [1.0]}}
+    rivals = once | {"question": "Which method?", "page": "methods"}
     (run / "study").mkdir()
-    parts = {"first": part, "second": once, "third": part}
+    parts = {"first": part, "second": once, "third": part, "half": half, "rivals": rivals}
     (run / "study" / "params.yaml").write_text(json.dumps({"parts": parts}))
     own = Params.model_validate(whole)
     seconds: dict[str, list[float]] = {}
-    for name in ("first", "second"):
+    for name in ("first", "second", "half", "rivals"):
         params = Part.model_validate(parts[name]).params(own)
         for record, machine in make_records(params, name=name):
             assert machine is not None
@@ -396,21 +398,34 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     main()
 
     text = (run / "reports" / "study.md").read_text()
-    gain = "On squares at 36 TFLOPs `block90` reaches `scratch`'s final held-out loss with 78.1 % of its compute"
-    assert f"- *Does it pay?* {gain}" in text
-    assert f"## And at its end?\n\n**{gain}" in text
+    gain = "On squares at 36 TFLOPs `block90` {verb} `scratch`'s final held-out loss with 78.1 % of its compute"
+    assert f"- *Does it pay?* {gain.format(verb='ends at')}" in text  # beside the half budget
+    assert f"## And at its end?\n\n**{gain.format(verb='reaches')}" in text
+    assert text.count("budget to scratch's loss |") == text.count("**budget to the baseline's loss**") == 1
     assert "The paper: it does." in text
-    assert "more alike than chance (p < 0.05) in `first`, `second`; not in any other." in text
+    assert "more alike than chance (p < 0.05) in `first`, `second`, `half`; not in any other." in text
     assert text.count("- **intervals**: ") == 1
     assert "## Not run yet\n\n- `dvc repro study/dvc.yaml:part@third`" in text
     names = {path.name for path in (run / "reports" / "study").iterdir()}
-    pictures = {"first_curves.png", "against.png"}  # curves of several snapshots alone
+    pictures = {"first_curves.png", "methods_against.png", "study_against.png"}  # curves of several snapshots alone
     assert names == pictures | {"arms.csv", "trials.csv"}
     table = pd.read_csv(run / "reports" / "study" / "trials.csv")
-    assert table["comparison"].value_counts().to_dict() == {"first": 20, "second": 20}
-    assert table.groupby("comparison")["density"].count().to_dict() == {"first": 0, "second": 20}
-    assert text.count("density |") == text.count("**density**") == 1
-    assert all(f"(study/{name})" in text for name in names)
+    assert table["comparison"].value_counts().to_dict() == {"first": 20, "second": 20, "half": 20, "rivals": 20}
+    assert table.groupby("comparison")["density"].count().to_dict() == {
+        "first": 0,
+        "second": 20,
+        "half": 20,
+        "rivals": 20,
+    }
+    assert text.count("density |") == 2
+    assert text.count("**density**") == 1
+    methods = (run / "reports" / "methods.md").read_text()
+    assert all(f"(study/{name})" in text + methods for name in names)
+    assert f"*Which method?* {gain.format(verb='reaches')}" in methods
+    assert (
+        "wherever it was trained: `patch90`, `block90`; clearly above it everywhere: `crop3`; neither: no arm"
+        in methods
+    )
 
 
 def test_a_study_of_which_nothing_was_run_has_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

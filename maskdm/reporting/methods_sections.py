@@ -1,0 +1,103 @@
+"""What the page of the methods says beside its comparisons: every method under every network and objective, and claims.
+
+Everything here is a function of settings and frames: no file is read or written.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from maskdm.config.params import Params
+from maskdm.reporting.analysis import Row
+from maskdm.reporting.page import LOSS, NOTHING, Answer, answer, listed, number, rows_of, table
+from maskdm.runtime.units import si
+
+# What each method's authors say it saves, and against what.
+CLAIMS = {
+    "drop": "MaskDM: up to 4 times as fast as DDPM, measured against other code (arXiv 2306.11363v1)",
+    "mixed_crops": "Patch Diffusion: at least 2 times as fast as EDM at equal FID (arXiv 2304.12526)",
+    "defer": "micro-budget diffusion: a 1.16 B network for 1,890 dollars (arXiv 2407.15811)",
+    "encode_decode": "MaskDiT: DiT-XL/2's FID with 31 % of its training time (arXiv 2306.09305)",
+    "route": "TREAD: DiT-XL/2's FID in a 14th of the iterations (arXiv 2501.04765)",
+    "sparse_dense": "SPRINT: SiT-XL/2's FID with a 9.8th of the training compute (arXiv 2510.21986)",
+    "coarse": "PPFlow: sampling 1.6 times as fast at slightly less training compute (arXiv 2506.23543)",
+    "sized_to_noise": "none: it is ours",
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One part: what was trained, and the means of its arms."""
+
+    params: Params
+    recipe_is_own: bool  # whether the part names one
+    arms: pd.DataFrame  # of `analysis.summary`
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other parts: `U-ViT, 4 TFLOPs`."""
+        recipe = f", {self.params.recipe}" if self.recipe_is_own else ""
+        return (
+            f"{self.params.model.in_words().partition(',')[0]}{recipe}, {si(self.params.budget.train_flops, 'FLOPs')}"
+        )
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Of all arms but the baseline and the controls."""
+        aside = {self.params.baseline, *self.params.controls}
+        return {row["arm"]: row for row in rows_of(self.arms) if row["arm"] not in aside}
+
+
+def networks_answer(parts: Sequence[Compared]) -> Answer:
+    """Every arm under every network, objective and budget, and which of them is below scratch everywhere."""
+    arms = list(dict.fromkeys(arm for part in parts for arm in part.rows))
+    better = [arm for arm in arms if _everywhere(arm, parts, lambda row: row[f"{LOSS}_high"] < 1)]
+    worse = [arm for arm in arms if _everywhere(arm, parts, lambda row: row[f"{LOSS}_low"] > 1)]
+    others = [arm for arm in arms if arm not in (*better, *worse)]
+    found = (
+        f"Clearly below scratch at equal compute wherever it was trained: {listed(better)}; clearly above it "
+        f"everywhere: {listed(worse)}; neither: {listed(others)}."
+    )
+    section = [
+        "Compute to scratch's final held-out loss, on the curve; where an arm does not reach it, its loss against "
+        "scratch's at equal compute.",
+        table({"arm": arms} | {part.label: [_cell(part.rows.get(arm)) for arm in arms] for part in parts}),
+    ]
+    return answer("Which methods are plug and play?", found, section)
+
+
+def claims_answer(part: Compared) -> Answer:
+    """What the authors say their methods save, beside what they save here."""
+    rows = {arm: row for arm, row in part.rows.items() if _method(part.params, arm)}
+    held = [arm for arm, row in rows.items() if row[f"{LOSS}_high"] < 1]
+    found = f"{len(held)} of {len(rows)} arms train faster than scratch at equal compute: {listed(held)}."
+    section = [
+        f"Claims are of large networks and long trainings; this is {part.label}, with as many trials to choose the "
+        "learning rate of each method as of scratch.",
+        table(
+            {
+                "arm": list(rows),
+                "its authors say": [CLAIMS.get(_method(part.params, arm), NOTHING) for arm in rows],
+                "compute to scratch's loss, here": [_cell(row) for row in rows.values()],
+            }
+        ),
+    ]
+    return answer("Which claims held at equal compute?", found, section)
+
+
+def _everywhere(arm: str, parts: Sequence[Compared], holds: Callable[[Row], bool]) -> bool:
+    return all(holds(part.rows[arm]) for part in parts if arm in part.rows)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return NOTHING
+    reached = row["seeds_at_target"] == row["seeds"]
+    return number(row, "compute_to_target") if reached else f"loss {number(row, LOSS)}"
+
+
+def _method(params: Params, arm: str) -> str:
+    """What the arm's first phase that shows less does."""
+    first = next((phase for phase in params.arms[arm] if phase.shows_less), None)
+    return "" if first is None else first.method.name if first.method else "drop"
