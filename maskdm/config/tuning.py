@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, RootModel, model_validator
 
 from maskdm.config.comparison import Arm, Seed
+from maskdm.config.networks import Model
 from maskdm.config.params import Params
 from maskdm.config.reading import validated
 from maskdm.config.recipe import Recipe
@@ -82,6 +83,7 @@ class Tuned(Schema):
     train_flops: Annotated[float, Field(gt=0)]
     trials: Positive
     recipe: Name | None = None  # optional: what the trials begin from, in place of that of `params.yaml`
+    model: Model | None = None  # optional: the same of the network
     arms: dict[Name, Tuning]
 
 

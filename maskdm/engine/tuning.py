@@ -52,7 +52,8 @@ class Task:
             "budget": Budget(train_flops=tuned.train_flops, snapshots=(1.0,)),
             "heldout": project.params.heldout.model_copy(update={"points": POINTS}),
         }
-        params = project.params.model_copy(update=own | ({"recipe": tuned.recipe} if tuned.recipe else {}))
+        own |= {key: found for key in ("recipe", "model") if (found := getattr(tuned, key))}
+        params = project.params.model_copy(update=own)
         where = f"tunings.{self.name}.arms.{self.arm}"
         params, recipe = tuned.arms[self.arm].settings(self.arm, params, recipe_of(params, ROOT), self.chosen, where)
         return replace(project, params=params, recipe=recipe)

@@ -13,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from maskdm.tracking.records import read_records
+from tests.conftest import MODELS
 from tests.pipeline.test_study import DENSE, MASKED, run
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
@@ -25,7 +26,8 @@ ARMS: dict[str, Any] = {
 
 
 def write_tunings(folder: Path, trials: int) -> None:
-    tunings = {"seed": 9, "train_flops": 4e9, "trials": trials, "arms": ARMS}
+    own = {"recipe": "adamw", "model": MODELS["uvit"] | {"embed_dim": 16}}
+    tunings = {"seed": 9, "train_flops": 4e9, "trials": trials, "arms": ARMS} | own
     with (folder / "study" / "params.yaml").open("w") as file:
         YAML(typ="safe").dump({"tunings": {"both": json.loads(json.dumps(tunings))}}, file)
 
@@ -57,6 +59,7 @@ def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
         row = found[(found["arm"] == record.arm) & (found["trial"] == int(record.key[-2:]))].iloc[0]
         assert row["heldout_loss"] == pytest.approx(record.summary["heldout_loss"])
         assert row["rate"] == record.params["tuning.rate"]
+        assert (record.params["recipe"], record.params["model.embed_dim"]) == ("adamw", 16)
 
 
 def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_path: Path) -> None:
