@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from maskdm.config.comparison import Budget
-from maskdm.config.reading import recipe_of
+from maskdm.config.reading import load_recipe
 from maskdm.config.tuning import Tuned
 from maskdm.engine.project import Project
 from maskdm.engine.trial import recorded, run_trial
@@ -54,8 +54,9 @@ class Task:
         }
         own |= {key: found for key in ("recipe", "model") if (found := getattr(tuned, key))}
         params = project.params.model_copy(update=own)
+        recipe = load_recipe(params.recipe, ROOT)  # not held against the sampler: nothing is sampled
         where = f"tunings.{self.name}.arms.{self.arm}"
-        params, recipe = tuned.arms[self.arm].settings(self.arm, params, recipe_of(params, ROOT), self.chosen, where)
+        params, recipe = tuned.arms[self.arm].settings(self.arm, params, recipe, self.chosen, where)
         return replace(project, params=params, recipe=recipe)
 
 
