@@ -19,6 +19,8 @@ def main() -> None:
     init.add_argument("--name", help="of the profile; without it, that of the folder")
     init.add_argument("--hours", type=float, default=1.0, help="that `dvc repro` may take, about (1)")
     init.add_argument("--image-size", type=int, help="pixels a side; without it, what suits images and machine")
+    advise = commands.add_parser("advise", help="how much context each mask leaves, on the prepared images")
+    advise.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
     plan = commands.add_parser("plan", help="steps, images, FLOPs and estimated time of every arm; trains nothing")
     plan.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
     plan.add_argument("--brief", action="store_true", help="only what is left to do, and about how long that takes")
@@ -44,6 +46,8 @@ def main() -> None:
             case "init":
                 assert images is not None
                 add_own_images(images, arguments.name, arguments.hours, arguments.image_size)
+            case "advise":
+                print_advice(arguments.profile)
             case "plan":
                 print_plan(arguments.profile, arguments.brief)
             case "profile":
@@ -76,6 +80,24 @@ def add_own_images(images: Path, name: str | None, hours: float, image_size: int
     from maskdm.runtime.device import choose_device  # here: no other command waits for torch
 
     print("\n".join(init(images, choose_device(), name, hours, image_size)))
+
+
+def print_advice(profile: str | None) -> None:
+    """Print what each mask leaves and costs, how that agrees with the study, and what was gained here."""
+    params = load_params(PARAMS if profile is None else profile_path(profile))
+    recipe = recipe_of(params)
+    from maskdm.datasets.prepared import PreparedData
+    from maskdm.engine.advice import advise, in_words, tokens_of
+    from maskdm.engine.agreement import agreement, measured_gains
+    from maskdm.runtime.paths import PREPARED
+
+    data = PreparedData.open(PREPARED)
+    tokens = tokens_of(params, data)
+    print(in_words(advise(params, recipe, tokens), params))
+    if agreed := agreement(params, recipe, tokens, data.info["sha256"], Path()):
+        print(f"Measured. {agreed.in_words()}")
+    for line in measured_gains(Path(), params.baseline):
+        print(f"Measured. {line}")
 
 
 def print_plan(profile: str | None, brief: bool) -> None:

@@ -56,6 +56,7 @@ class TokenCovariance:
     between all tokens. The others have a variance alone: each is denoised by itself, with a mask as without.
     """
 
+    images: int  # it was taken of
     grid: tuple[int, int]
     covariance: Tensor  # of the first k components, float64 `[tokens * k, tokens * k]`
     rest: Tensor  # variances of the other ones, float64 `[tokens, others]`
@@ -73,7 +74,7 @@ class TokenCovariance:
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         if len(images) < 2:
             raise MaskDMError(f"{len(images)} images have no covariance; allowed: at least 2")
-        tokens = patchify(to_unit_range(torch.from_numpy(np.ascontiguousarray(images))), patch_size)
+        tokens = patchify(to_unit_range(torch.tensor(images)), patch_size)
         count, number, dim = tokens.shape
         kept = min(dim, dims // number)
         if not kept:
@@ -86,7 +87,18 @@ class TokenCovariance:
         first = turned[..., :kept].reshape(count, number * kept)
         covariance, _ = oas(first.numpy(), assume_centered=True)
         rest = turned[..., kept:].square().mean(dim=0).double()
-        return cls(grid, torch.from_numpy(covariance).double(), rest)
+        return cls(count, grid, torch.from_numpy(covariance).double(), rest)
+
+    @property
+    def components(self) -> int:
+        """Of each token, whose covariance with other tokens is known."""
+        return len(self.covariance) // len(self.rest)
+
+    @property
+    def covered(self) -> float:
+        """The share of the pixels' variance that these components have."""
+        first = self.covariance.trace()
+        return float(first / (first + self.rest.sum()))
 
     def errors(self, snr: Tensor) -> Tensor:
         """The error in epsilon of each token with all of them visible, summed over its pixels: `[tokens, levels]`."""
@@ -96,8 +108,7 @@ class TokenCovariance:
 
     def errors_alone(self, kept: Sequence[int], snr: Tensor) -> Tensor:
         """That of the tokens `kept` with no others visible, summed over all of their pixels: `[levels]`."""
-        components = len(self.covariance) // len(self.rest)
-        rows = (torch.tensor(kept)[:, None] * components + torch.arange(components)).flatten()
+        rows = (torch.tensor(kept)[:, None] * self.components + torch.arange(self.components)).flatten()
         values = torch.linalg.eigvalsh(self.covariance[rows[:, None], rows]).clamp(min=0)
         return error(values, snr).sum(0) + self._rest(snr)[list(kept)].sum(0)
 
@@ -142,12 +153,11 @@ def contexts(tokens: TokenCovariance, masks: Sequence[Mask], levels: NoiseLevels
         ValueError: a mask does not fit the grid.
     """
     whole = tokens.errors(levels.snr)
-    components = len(tokens.covariance) // len(tokens.rest)
-    return [_context(tokens, mask, levels, whole, components) for mask in masks]
+    return [_context(tokens, mask, levels, whole) for mask in masks]
 
 
-def _context(tokens: TokenCovariance, mask: Mask, levels: NoiseLevels, whole: Tensor, components: int) -> Context:
-    rows = mask.num_keep(tokens.grid) * components
+def _context(tokens: TokenCovariance, mask: Mask, levels: NoiseLevels, whole: Tensor) -> Context:
+    rows = mask.num_keep(tokens.grid) * tokens.components
     draws = int(min(DRAWS, max(4, WORK // rows**3)))
     ids = draw_ids_keep(mask, tokens.grid, draws, torch.Generator().manual_seed(0))
     places = torch.unique(ids.sort(dim=1).values, dim=0).tolist()  # a large crop has few places: each of them once

@@ -235,7 +235,7 @@ def root_setting(place: Path) -> str:
     inside = real.is_relative_to(project)
     if inside and any(real.is_relative_to(project / own) for own in OWN):
         raise MaskDMError(f"{place}: the project writes there itself; allowed: data/raw/, or outside of the project")
-    text = str(real.relative_to(project)) if inside else str(place)
+    text = str(real.relative_to(project) if inside else real)
     if "$" in text or text.startswith("~") or not text.isprintable():
         raise MaskDMError(f"{text!r}: settings cannot name this path; allowed: without $, ~ and unprintable characters")
     return text

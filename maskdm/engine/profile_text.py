@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ COMMENTS = {
     "model": "a U-ViT on tokens of patch_size x patch_size pixels",
     "class_conditional": "true: the network is told the class (with labels: folders)",
     "seeds": "every arm trains with each; intervals are over them",
-    "train_flops": "of every arm, pre-training counted in; twice as much takes about twice as long",
+    "budget.train_flops": "of every arm, pre-training counted in; twice as much takes about twice as long",
     "snapshots": "shares of the budget at which samples are judged",
     "arms": "`share` is of the budget; the last phase has the rest",
     "scratch": "no mask: what the others are compared with",
@@ -31,9 +32,13 @@ COMMENTS = {
     "samples": "as many real images are left outside of the reference, for the floor",
     "reference": "training images that samples are compared with",
     "nearest_k": "neighbours of precision, recall, density and coverage",
+    "search.train_flops": "of every trial",
     "search": "which masked pre-training is best at a small budget",
 }
 FLOW = {"controls", "seeds", "snapshots", "finetune", "confirm_seeds", "space"}  # written on one line
+
+TOGETHER = {"recipe", "baseline", "controls"}  # no empty line before them
+WIDTH = 120
 
 
 def profile_text(settings: Settings, header: Sequence[str]) -> str:
@@ -43,13 +48,13 @@ def profile_text(settings: Settings, header: Sequence[str]) -> str:
         settings: of `params.yaml`.
         header: lines that stand above, as comments.
     """
-    lines = [*(f"# {line}" for line in header)]
+    lines = [wrapped for line in header for wrapped in textwrap.wrap(f"# {line}", WIDTH, subsequent_indent="#   ")]
     for key, value in settings.items():
-        lines += ([""] if isinstance(value, dict) else []) + _block(key, value, "")
+        lines += [*([] if key in TOGETHER else [""]), *_block(key, value, "")]
     return "\n".join(lines) + "\n"
 
 
-def _block(key: str, value: Any, indent: str) -> list[str]:
+def _block(key: str, value: Any, indent: str, above: str = "") -> list[str]:
     if key == "arms":
         lines = [_line("arms:", "arms", indent)]
         for arm, phases in value.items():
@@ -57,9 +62,9 @@ def _block(key: str, value: Any, indent: str) -> list[str]:
             lines += [f"{indent}    - {in_flow(phase)}" for phase in phases]
         return lines
     if isinstance(value, dict) and key not in FLOW:
-        inner = [line for name, item in value.items() for line in _block(name, item, indent + "  ")]
+        inner = [line for name, item in value.items() for line in _block(name, item, indent + "  ", f"{key}.")]
         return [_line(f"{key}:", key, indent), *inner]
-    return [_line(f"{key}: {in_flow(value)}", key, indent)]
+    return [_line(f"{key}: {in_flow(value)}", above + key if above + key in COMMENTS else key, indent)]
 
 
 def _line(text: str, key: str, indent: str) -> str:
