@@ -6,8 +6,9 @@ alone S is their own block of it. Images are not normal, so a network does bette
 orders masks, and says nothing of the size of a loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ IMAGES = 12_000  # of which the covariance is taken, at most
 DIMS = 2048  # rows of the covariance, at most: its eigenvalues then take seconds
 LEVELS = 20  # quantiles of the noise levels
 DRAWS = 64  # of a mask, at most
-WORK = 4e10  # about the multiplications that the eigenvalues of all draws of a mask may take
+WORK = 1e10  # about the multiplications that the eigenvalues of all draws of a mask may take
+PART = 500  # images that are turned into tokens at a time
 TIMES = 2**17  # that are drawn to find the quantiles
 
 
@@ -74,20 +76,23 @@ class TokenCovariance:
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         if len(images) < 2:
             raise MaskDMError(f"{len(images)} images have no covariance; allowed: at least 2")
-        tokens = patchify(to_unit_range(torch.tensor(images)), patch_size)
-        count, number, dim = tokens.shape
+        number, dim = grid[0] * grid[1], images.shape[1] * patch_size**2
         kept = min(dim, dims // number)
         if not kept:
             raise MaskDMError(
                 f"a grid of {grid[0]}x{grid[1]} tokens: its covariance is too large; allowed: at most {dims} tokens"
             )
-        tokens -= tokens.mean(dim=0)
-        own = torch.einsum("bnd,bne->de", tokens, tokens).double()
-        turned = tokens @ torch.linalg.eigh(own).eigenvectors.flip(1).float()
-        first = turned[..., :kept].reshape(count, number * kept)
-        covariance, _ = oas(first.numpy(), assume_centered=True)
-        rest = turned[..., kept:].square().mean(dim=0).double()
-        return cls(count, grid, torch.from_numpy(covariance).double(), rest)
+        mean = sum(part.sum(dim=0) for part in _parts(images, patch_size)) / len(images)
+        centred = partial(_parts, images, patch_size, mean)
+        own = sum(torch.einsum("bnd,bne->de", part, part) for part in centred())
+        axes = torch.linalg.eigh(own).eigenvectors.flip(1).float()
+        first, rest = [], torch.zeros(number, dim - kept, dtype=torch.float64)
+        for part in centred():
+            turned = part.float() @ axes
+            first.append(turned[..., :kept].flatten(1))
+            rest += turned[..., kept:].double().square().sum(dim=0) / len(images)
+        covariance, _ = oas(torch.cat(first).numpy(), assume_centered=True)
+        return cls(len(images), grid, torch.from_numpy(covariance).double(), rest)
 
     @property
     def components(self) -> int:
@@ -114,6 +119,12 @@ class TokenCovariance:
 
     def _rest(self, snr: Tensor) -> Tensor:
         return error(self.rest.flatten(), snr).unflatten(0, self.rest.shape).sum(1)
+
+
+def _parts(images: np.ndarray, patch_size: int, mean: Tensor | float = 0.0) -> Iterator[Tensor]:
+    """The tokens of a few images at a time, less their mean: float64 `[b, tokens, token_dim]`."""
+    for start in range(0, len(images), PART):
+        yield patchify(to_unit_range(torch.tensor(images[start : start + PART])), patch_size).double() - mean
 
 
 def error(variances: Tensor, snr: Tensor) -> Tensor:
@@ -158,7 +169,7 @@ def contexts(tokens: TokenCovariance, masks: Sequence[Mask], levels: NoiseLevels
 
 def _context(tokens: TokenCovariance, mask: Mask, levels: NoiseLevels, whole: Tensor) -> Context:
     rows = mask.num_keep(tokens.grid) * tokens.components
-    draws = int(min(DRAWS, max(4, WORK // rows**3)))
+    draws = int(min(DRAWS, max(3, WORK // rows**3)))
     ids = draw_ids_keep(mask, tokens.grid, draws, torch.Generator().manual_seed(0))
     places = torch.unique(ids.sort(dim=1).values, dim=0).tolist()  # a large crop has few places: each of them once
     alone = torch.stack([tokens.errors_alone(kept, levels.snr) for kept in places])
