@@ -86,18 +86,9 @@ def print_advice(profile: str | None) -> None:
     """Print what each mask leaves and costs, how that agrees with the study, and what was gained here."""
     params = load_params(PARAMS if profile is None else profile_path(profile))
     recipe = recipe_of(params)
-    from maskdm.datasets.prepared import PreparedData
-    from maskdm.engine.advice import advise, in_words, tokens_of
-    from maskdm.engine.agreement import agreement, measured_gains
-    from maskdm.runtime.paths import PREPARED
+    from maskdm.engine.agreement import advice_and_measured  # here: no other command waits for torch
 
-    data = PreparedData.open(PREPARED)
-    tokens = tokens_of(params, data)
-    print(in_words(advise(params, recipe, tokens), params))
-    if agreed := agreement(params, recipe, tokens, data.info["sha256"], Path()):
-        print(f"Measured. {agreed.in_words()}")
-    for line in measured_gains(Path(), params.baseline):
-        print(f"Measured. {line}")
+    print(advice_and_measured(params, recipe))
 
 
 def print_plan(profile: str | None, brief: bool) -> None:

@@ -163,22 +163,30 @@ def _classes(listing: Listing) -> dict[str, int] | None:
 
 
 def _copies(tree: Tree, names: Sequence[str]) -> int:
-    """How many files have the bytes of an earlier one. Where too many have the same size, by some of them."""
+    """About how many files have the bytes of another one; exactly, where few have the size of another one."""
+    order = np.random.default_rng(0).permutation(len(names)).tolist()
     by_size: dict[int, list[str]] = {}
-    for name in names:
-        by_size.setdefault(tree.files[name].size, []).append(name)
+    for index in order:
+        by_size.setdefault(tree.files[names[index]].size, []).append(names[index])
     groups = [group for group in by_size.values() if len(group) > 1]
-    candidates, hashed, copies, started = sum(map(len, groups)), 0, 0, perf_counter()
-    for index in np.random.default_rng(0).permutation(len(groups)).tolist():
-        seen: set[bytes] = set()
-        for name in groups[index]:
-            if hashed >= HASH or perf_counter() - started > HASH_SECONDS:
+    hashed, covered, copies, stop = 0, 0, 0.0, perf_counter() + HASH_SECONDS
+    for group in groups:
+        digests = Counter[bytes | None]()
+        for name in group[: HASH - hashed]:
+            if perf_counter() > stop:
                 break
-            try:
-                digest = hashlib.blake2b(tree.read(name), digest_size=16).digest()
-            except Exception:  # it is unreadable, and no copy
-                continue
-            hashed += 1
-            copies += digest in seen
-            seen.add(digest)
-    return round(copies * candidates / hashed) if hashed else 0
+            digests[_digest(tree, name)] += 1
+        if not (read := digests.total()):
+            break
+        repeated = sum(number - 1 for digest, number in digests.items() if digest is not None)
+        copies += repeated * (len(group) / read) ** 2  # a share of the files has the square of it of the pairs
+        hashed, covered = hashed + read, covered + len(group)
+    return round(copies * sum(map(len, groups)) / covered) if covered else 0
+
+
+def _digest(tree: Tree, name: str) -> bytes | None:
+    """Of a file's bytes; None: it cannot be read, and is no copy."""
+    try:
+        return hashlib.blake2b(tree.read(name), digest_size=16).digest()
+    except Exception:  # in a damaged archive nearly any
+        return None

@@ -18,6 +18,7 @@ from maskdm.engine.context import IMAGES, Context, NoiseLevels, TokenCovariance,
 from maskdm.methods.drop import DROP
 from maskdm.methods.method import Trainee
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import expanded
 from maskdm.runtime.units import percent
 from maskdm.training.objective import make_objective
 from maskdm.training.plan import build_network, group_flops, optimizer_flops
@@ -85,10 +86,12 @@ def tokens_of(params: Params, data: PreparedData) -> TokenCovariance:
         MaskDMError: the data was prepared with other settings, or the grid has too many tokens.
     """
     wanted = [params.data.channels, params.data.image_size, params.data.image_size]
-    if data.info["shape"] != wanted or data.info["name"] != params.data.name:
+    place = str(expanded(params.data.root, "data.root")) if params.data.root else ""
+    is_of_them = data.info["name"] == params.data.name and place in data.info["source"]
+    if data.info["shape"] != wanted or not is_of_them:
         raise MaskDMError(
-            f"data/prepared holds {data.info['name']} of shape {data.info['shape']}, the settings say "
-            f"{params.data.name} of shape {wanted}; run `dvc repro prepare` first"
+            f"data/prepared holds {data.info['name']} of shape {data.info['shape']} ({data.info['source']}), the "
+            f"settings say {params.data.name} of shape {wanted} {place}; run `dvc repro prepare` first"
         )
     return TokenCovariance.of(data.train[:IMAGES], params.model.patch_size)
 

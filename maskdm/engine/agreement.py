@@ -11,8 +11,10 @@ from maskdm.config.params import Params
 from maskdm.config.reading import load_block
 from maskdm.config.recipe import Recipe
 from maskdm.config.study import Parts
-from maskdm.engine.advice import Advised, advise
+from maskdm.datasets.prepared import PreparedData
+from maskdm.engine.advice import Advised, advise, in_words, tokens_of
 from maskdm.engine.context import TokenCovariance
+from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.units import si
 from maskdm.tracking.records import Record, Stage, read_records
 
@@ -144,3 +146,17 @@ def measured_gains(root: Path, baseline: str) -> list[str]:
             f"{100 * (max(ratios) - 1):+.1f}, {len(ratios)} seeds) against {baseline}; {name}, {si(budget, 'FLOPs')}"
         )
     return lines
+
+
+def advice_and_measured(params: Params, recipe: Recipe, root: Path = ROOT) -> str:
+    """What `advise` says of the prepared images, how that agrees with the study, and what was gained so far: lines.
+
+    Raises:
+        MaskDMError: no images are prepared, or those of other settings, or a record is damaged.
+    """
+    data = PreparedData.open(root / PREPARED)
+    tokens = tokens_of(params, data)
+    said = [in_words(advise(params, recipe, tokens), params)]
+    if agreed := agreement(params, recipe, tokens, data.info["sha256"], root):
+        said.append(f"Measured. {agreed.in_words()}")
+    return "\n".join([*said, *(f"Measured. {line}" for line in measured_gains(root, params.baseline))])

@@ -1,4 +1,5 @@
 import copy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -6,9 +7,12 @@ from statistics import mean
 import pytest
 import torch
 
+from maskdm import cli
 from maskdm.config.masks import CropMask
 from maskdm.config.params import Params
+from maskdm.config.reading import load_params
 from maskdm.config.recipe import Recipe
+from maskdm.datasets.prepare import prepare as prepare_data
 from maskdm.datasets.prepared import PreparedData
 from maskdm.engine.advice import Advice, Advised, advise, in_words, step_costs, tokens_of
 from maskdm.engine.agreement import compared, measured_gains
@@ -16,12 +20,13 @@ from maskdm.engine.context import Context
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import Record, write_record
 from maskdm.training.plan import arm_plans
+from tests.imports import PROJECT
 from tests.tracking.test_records import MACHINE, RECORD
 
 
 @pytest.fixture
 def prepared(data: PreparedData) -> PreparedData:
-    return replace(data, info=data.info | {"name": "digits"})
+    return replace(data, info=data.info | {"name": "digits", "source": "made up"})
 
 
 @pytest.fixture
@@ -62,9 +67,14 @@ def test_the_table_has_a_line_for_each_mask_and_says_that_it_is_a_bound(advice: 
     assert "2x2 -> 3x3" in words
 
 
-def test_data_of_other_settings_is_refused(params: Params, data: PreparedData) -> None:
-    with pytest.raises(MaskDMError, match=r"holds levels of shape .* the settings say digits"):
-        tokens_of(params, data)
+@pytest.mark.parametrize(("key", "value"), [("name", "cifar10"), ("shape", [3, 8, 8]), ("source", "folder /other")])
+def test_images_of_other_settings_are_refused(params: Params, prepared: PreparedData, key: str, value: object) -> None:
+    there = params.data.model_copy(update={"root": "/mine"})
+    own = params.model_copy(update={"data": there})
+    kept = replace(prepared, info=prepared.info | {"source": "folder /mine"})
+    assert tokens_of(own, kept).images == 192
+    with pytest.raises(MaskDMError, match=r"data/prepared holds .* the settings say digits"):
+        tokens_of(own, replace(kept, info=kept.info | {key: value}))
 
 
 def found(crop: int, cost: float, ratio: float, removed: float = 0.75) -> Advised:
@@ -97,3 +107,53 @@ def test_measured_gains_pair_seeds(tmp_path: Path) -> None:
     gain = 100 * (mean([0.9, 0.8]) - 1)
     assert line.startswith(f"crops: held-out loss {gain:+.1f} % (-20.0 to -10.0, 2 seeds) against scratch")
     assert measured_gains(tmp_path, "other") == []
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (False, "dataset.json: no such file; the stage `prepare` writes it"),
+        (True, "the settings say image_folder of shape [3, 32, 32]"),
+    ],
+)
+def test_without_the_images_of_the_settings_the_command_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepare: bool, said: str
+) -> None:
+    make_project(tmp_path, monkeypatch, name="image_folder" if prepare else "digits")
+    if prepare:
+        write_digits(tmp_path)
+        capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_command_says_what_masks_leave_on_prepared_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path, monkeypatch, name="digits")
+    write_digits(tmp_path)
+    cli.main()
+    said = capsys.readouterr().out
+    assert "2x2 crop" in said
+    assert "Computed, from 1,541 images" in said
+    assert "Measured" not in said
+
+
+def make_project(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for file in ("dvc.yaml", "profiles/smoke.yaml", "profiles/recipes/tuned.yaml"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes((PROJECT / file).read_bytes())
+    text = (PROJECT / "profiles" / "smoke.yaml").read_text()
+    if name == "image_folder":
+        text = text.replace("name: digits", f"name: {name}").replace("image_size: 8", "image_size: 32")
+        text = text.replace("channels: 1", "channels: 3").replace("patch_size: 2", "patch_size: 8")
+    (folder / "params.yaml").write_text(text)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["maskdm", "advise"])
+
+
+def write_digits(folder: Path) -> None:
+    prepare_data(load_params(PROJECT / "profiles" / "smoke.yaml").data, folder / "data" / "prepared", folder / "raw")
