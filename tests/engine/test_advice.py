@@ -4,19 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 
 from maskdm import cli
 from maskdm.config.masks import CropMask
 from maskdm.config.params import Params
-from maskdm.config.reading import load_params
+from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepare import prepare as prepare_data
 from maskdm.datasets.prepared import PreparedData
 from maskdm.engine.advice import Advice, Advised, advise, in_words, step_costs, tokens_of
-from maskdm.engine.agreement import compared, measured_gains
-from maskdm.engine.context import Context
+from maskdm.engine.agreement import agreement, compared, measured_gains
+from maskdm.engine.context import Context, TokenCovariance
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import Record, write_record
 from maskdm.training.plan import arm_plans
@@ -91,6 +92,25 @@ def test_the_agreement_is_1_where_losses_have_the_order_of_the_advice_and_minus_
     turned = compared(advised, dict(zip("abc", reversed(losses.values()), strict=True)))
     assert (turned.by_context, turned.at_equal_ratio) == pytest.approx((-1, 0))
     assert turned.of_halves == pytest.approx(1)
+
+
+def test_the_studys_records_of_these_images_are_what_the_advice_is_compared_with(tmp_path: Path) -> None:
+    params, recipe = load_params(PROJECT / "profiles" / "default.yaml"), load_recipe("tuned", PROJECT)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "params.yaml").write_bytes((PROJECT / "study" / "params.yaml").read_bytes())
+    images = np.random.default_rng(0).integers(0, 256, (50, 1, 32, 32), dtype=np.uint8)
+    tokens = TokenCovariance.of(images, 4, dims=128)
+    assert agreement(params, recipe, tokens, "of-these", tmp_path) is None
+    for place, arm in enumerate(("scratch", "control", "crop3", "crop4", "crop6")):
+        for seed in (1, 2):
+            own = replace(RECORD, stage="study", key=f"masks/{arm}-seed{seed}", arm=arm, params={"seed": seed})
+            own = replace(own, data=RECORD.data | {"sha256": "of-these"}, summary={"heldout_loss": 0.1 + place / 100})
+            write_record(tmp_path, own, MACHINE)
+    found = agreement(params, recipe, tokens, "of-these", tmp_path)
+    assert found is not None
+    assert found.of_halves == pytest.approx(1)
+    assert found.masks == 3  # scratch and the control have no mask to judge
+    assert agreement(params, recipe, tokens, "of-others", tmp_path) is None
 
 
 def test_measured_gains_pair_seeds(tmp_path: Path) -> None:
