@@ -5,19 +5,22 @@ import os
 import sys
 from pathlib import Path
 
-from maskdm.config.params import Params
 from maskdm.config.reading import load_params, recipe_of
+from maskdm.engine.profiles import PARAMS, PROFILES, profile_path, select_profile
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
-from maskdm.runtime.files import write_atomically
-
-PARAMS = Path("params.yaml")
-PROFILES = Path("profiles")
 
 
 def main() -> None:
     """Parse the command line and run one command in the root of the project that the working folder lies in."""
     parser = argparse.ArgumentParser(prog="maskdm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    init = commands.add_parser("init", help="a profile for your own images, fitted to them, this machine and your time")
+    init.add_argument("images", type=Path, help="a folder, or a zip or tar archive")
+    init.add_argument("--name", help="of the profile; without it, that of the folder")
+    init.add_argument("--hours", type=float, default=1.0, help="that `dvc repro` may take, about (1)")
+    init.add_argument("--image-size", type=int, help="pixels a side; without it, what suits images and machine")
+    advise = commands.add_parser("advise", help="how much context each mask leaves, on the prepared images")
+    advise.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
     plan = commands.add_parser("plan", help="steps, images, FLOPs and estimated time of every arm; trains nothing")
     plan.add_argument("profile", nargs="?", help="a name in profiles/; without it, params.yaml")
     plan.add_argument("--brief", action="store_true", help="only what is left to do, and about how long that takes")
@@ -37,12 +40,18 @@ def main() -> None:
     with exit_with_one_line():
         if arguments.command == "import-weights":  # needs no project
             return import_weights(arguments.file, arguments.folder, arguments.num_heads)
+        images = arguments.images.absolute() if arguments.command == "init" else None  # as seen from the working folder
         enter_project()
         match arguments.command:
+            case "init":
+                assert images is not None
+                add_own_images(images, arguments.name, arguments.hours, arguments.image_size)
+            case "advise":
+                print_advice(arguments.profile)
             case "plan":
                 print_plan(arguments.profile, arguments.brief)
             case "profile":
-                select_profile(arguments.profile)
+                select(arguments.profile)
             case "search":
                 run_search(arguments.large, arguments.workers, arguments.join)
             case "sync":
@@ -65,6 +74,23 @@ def enter_project() -> None:
     raise MaskDMError(f"{here}: no project here, nor in a folder above; allowed: one with dvc.yaml and {PROFILES}/")
 
 
+def add_own_images(images: Path, name: str | None, hours: float, image_size: int | None) -> None:
+    """Write a profile for images, select it, and say what was found and what it will cost."""
+    from maskdm.engine.init import init
+    from maskdm.runtime.device import choose_device  # here: no other command waits for torch
+
+    print("\n".join(init(images, choose_device(), name, hours, image_size)))
+
+
+def print_advice(profile: str | None) -> None:
+    """Print what each mask leaves and costs, how that agrees with the study, and what was gained here."""
+    params = load_params(PARAMS if profile is None else profile_path(profile))
+    recipe = recipe_of(params)
+    from maskdm.engine.agreement import advice_and_measured  # here: no other command waits for torch
+
+    print(advice_and_measured(params, recipe))
+
+
 def print_plan(profile: str | None, brief: bool) -> None:
     """Print the dry run of a profile, or of `params.yaml`: all of it, or only what it comes to."""
     params = load_params(PARAMS if profile is None else profile_path(profile))
@@ -79,34 +105,10 @@ def print_plan(profile: str | None, brief: bool) -> None:
     print(outlook(params, recipe, device))
 
 
-def select_profile(name: str) -> None:
-    """Copy a profile to `params.yaml`.
-
-    Raises:
-        MaskDMError: there is no such profile, it is not valid, or `params.yaml` holds edits that would be lost.
-    """
-    path = profile_path(name)
-    params: Params = load_params(path)
-    if PARAMS.is_file() and PARAMS.read_bytes() not in {p.read_bytes() for p in PROFILES.glob("*.yaml")}:
-        raise MaskDMError(
-            f"{PARAMS} has edits that no file in {PROFILES}/ holds; keep them as {PROFILES}/<name>.yaml, "
-            f"or undo them (git checkout {PARAMS}), then select again"
-        )
-    write_atomically(PARAMS, lambda file: file.write(path.read_bytes()))
-    print(f"{PARAMS} is now {path} ({', '.join(params.arms)}); run it with `dvc repro`", file=sys.stderr)
-
-
-def profile_path(name: str) -> Path:
-    """`profiles/<name>.yaml`.
-
-    Raises:
-        MaskDMError: there is none.
-    """
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise MaskDMError(f"profile {name}: there is no {path}; allowed: {known}")
-    return path
+def select(name: str) -> None:
+    """Copy a profile to `params.yaml`, and say what it compares."""
+    params = select_profile(name)
+    print(f"{PARAMS} is now {profile_path(name)} ({', '.join(params.arms)}); run it with `dvc repro`", file=sys.stderr)
 
 
 def run_search(large: bool, workers: int | None, join: bool) -> None:

@@ -27,7 +27,7 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from maskdm.config.comparison import Phase, methods_in_words
-from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio
+from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio, fits
 from maskdm.config.params import Search, SearchSpace
 from maskdm.config.tuning import Dimension
 from maskdm.runtime.errors import DivergedError, MaskDMError, StoppedEarly
@@ -75,15 +75,6 @@ def _distinct(choices: dict[float, Mask], grid: Grid) -> dict[float, Mask]:
         if fits(mask, grid):
             kept.setdefault(mask.num_keep(grid), value)
     return {value: choices[value] for value in kept.values()}
-
-
-def fits(mask: Mask, grid: Grid) -> bool:
-    """Whether the mask keeps some tokens of the grid and removes some."""
-    try:
-        mask.num_keep(grid)
-    except ValueError:
-        return False
-    return True
 
 
 def half_mask(mask: Mask, grid: Grid) -> Mask | None:

@@ -70,6 +70,15 @@ class StratifiedMask(Schema):
 Mask = Annotated[PatchMask | BlockMask | CropMask | StratifiedMask, Field(discriminator="strategy")]
 
 
+def fits(mask: Mask, grid: tuple[int, int]) -> bool:
+    """Whether the mask keeps some tokens of a `(rows, columns)` grid and removes some."""
+    try:
+        mask.num_keep(grid)
+    except ValueError:
+        return False
+    return True
+
+
 def num_blocks(block: int, grid: tuple[int, int]) -> int:
     """Squares of `block` tokens a side in a `(rows, columns)` grid.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -57,6 +58,14 @@ FOLDER_SETS = {
 }
 
 
+class Listing(NamedTuple):
+    """The images of a data set, before any of them is read."""
+
+    tree: Tree
+    layout: Layout
+    names: list[str]  # sorted; each file once
+
+
 def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     """List every image below `data.root` or `raw/<name>`, sorted by name; reading one crops and resizes it.
 
@@ -64,19 +73,8 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         MaskDMError: there are no images, the archive is damaged, CelebA's partition does not fit the images, or an
             image has no class.
     """
-    kind, place = FOLDER_SETS[data.name], raw_place(data, raw)
-    tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
-    images = _images_of(tree, kind) if tree else []
-    if not tree or not images:
-        found = f" ({in_words(tree.left_out.summary())})" if tree and tree.left_out else ""
-        raise MaskDMError(
-            f"{place}: no images{found}; place there: {kind.place}; "
-            "or set data.root to the folder or archive that holds them"
-        )
-    layout = Layout.of(images) if kind.own_layout else Layout()
-    if layout.heldout:
-        images = _only(tree, images, list(layout.heldout), "train and test")
-    names = tree.once(images, first=layout.is_heldout)
+    place = raw_place(data, raw)
+    tree, layout, names = list_images(data.name, place, scratch)
     labels, class_names = _labels(names, data, layout)
     heldout = np.array([layout.is_heldout(name) for name in names]) if layout.heldout else None
     return RawImages(
@@ -90,6 +88,28 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
         names=names,
         left_out=tree.left_out,
     )
+
+
+def list_images(name: str, place: Path, scratch: Path) -> Listing:
+    """List the images of the set `name` at `place`; a tar archive is unpacked in `scratch`.
+
+    Raises:
+        MaskDMError: there are no images, or the archive is damaged.
+        OSError: the folder may not be read.
+    """
+    kind = FOLDER_SETS[name]
+    tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
+    images = _images_of(tree, kind) if tree else []
+    if not tree or not images:
+        found = f" ({in_words(tree.left_out.summary())})" if tree and tree.left_out else ""
+        raise MaskDMError(
+            f"{place}: no images{found}; place there: {kind.place}; "
+            "or set data.root to the folder or archive that holds them"
+        )
+    layout = Layout.of(images) if kind.own_layout else Layout()
+    if layout.heldout:
+        images = _only(tree, images, list(layout.heldout), "train and test")
+    return Listing(tree, layout, tree.once(images, first=layout.is_heldout))
 
 
 def _images_of(tree: Tree, kind: FolderSet) -> list[str]:

@@ -45,6 +45,16 @@ def square_pixels(content: bytes, image_size: int, channels: int) -> np.ndarray:
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def sides(content: bytes) -> tuple[int, int]:
+    """Width and height by the header of an image file, in pixels; nothing is decoded.
+
+    Raises:
+        Exception: nearly any, if the file is damaged, or no still image.
+    """
+    with Image.open(io.BytesIO(content), formats=_formats()) as file:
+        return file.size
+
+
 def on_background(image: Image.Image) -> Image.Image:
     """A transparent image as a viewer shows it, in RGB; an opaque one is returned as it is.
 

@@ -39,7 +39,7 @@ class LeftOut:
         names = self._names.setdefault(reason, [])
         names.append(name)
         if why and len(names) <= FIRST:
-            tqdm.write(f"left out: {_printable(name)}: {why}", file=sys.stderr)
+            tqdm.write(f"left out: {printable(name)}: {why}", file=sys.stderr)
 
     def names(self) -> dict[str, list[str]]:
         """All names by reason, sorted."""
@@ -53,11 +53,11 @@ class LeftOut:
 def in_words(summary: dict[str, Summary]) -> str:
     """A line such as `hidden: 1 (.cache/), unreadable: 7 (a.png, b.png, c.png, ...)`."""
     return ", ".join(
-        f"{reason}: {part['count']} ({', '.join(map(_printable, part['first'][:3]))}{', ...' * (part['count'] > 3)})"
+        f"{reason}: {part['count']} ({', '.join(map(printable, part['first'][:3]))}{', ...' * (part['count'] > 3)})"
         for reason, part in summary.items()
     )
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name may hold line breaks, and bytes that are no text."""
     return repr(name)[1:-1]

@@ -21,18 +21,25 @@ def outlook(params: Params, recipe: Recipe, device: torch.device) -> str:
     """What `dvc repro` has to do, and about how long that takes here by a burst of the baseline's steps."""
     workers = take_threads(len(params.seeds), count_processes(len(params.seeds)))
     rate = workers * measure_rate(params, recipe, arm_plans(params, recipe, params.baseline)[-1], device)
-    sizes, judging = stage_sizes(params, recipe), judging_flops(params, recipe)
+    sizes = stage_sizes(params, recipe)
     seeds, search = len(params.seeds), params.search
     left = sum(sizes.values()) * seeds - done_flops(params, sizes)
-    confirming = (search.confirm + 2) * len(search.confirm_seeds)
-    runs = search.trials + confirming
-    searching = runs * search.train_flops + confirming * judging / len(params.budget.snapshots)
+    runs, searching = search_size(params, recipe)
     return (
         f"{len(params.arms)} arms x {seeds} seeds of {si(params.budget.train_flops, 'FLOPs')}, {workers} at a time: "
         f"about {duration(left / rate)} left of training and judging here. A search of {runs} runs of "
         f"{si(search.train_flops, 'FLOPs')}: about {duration(searching / rate)}, if it is not done. Preparing the data "
         "and reporting come on top. What is done is not done again."
     )
+
+
+def search_size(params: Params, recipe: Recipe) -> tuple[int, float]:
+    """How many runs the search has, and about the FLOPs of all of them and of judging."""
+    search = params.search
+    confirming = (search.confirm + 2) * len(search.confirm_seeds)
+    runs = search.trials + confirming
+    judging = judging_flops(params, recipe) / len(params.budget.snapshots)
+    return runs, runs * search.train_flops + confirming * judging
 
 
 def whole_run(params: Params, recipe: Recipe, stage: str, arm: str) -> WorkBar:

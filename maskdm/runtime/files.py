@@ -53,9 +53,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save wraps what the file raised into a RuntimeError
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError | RuntimeError):  # torch.save wraps what the file raised into a RuntimeError
+            raise  # Ctrl-C, say
         raise MaskDMError(f"{path}: cannot write it: {reason(error)}") from error
 
 

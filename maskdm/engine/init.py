@@ -1,0 +1,274 @@
+"""`maskdm init`: from a folder of images to a profile that `dvc repro` runs, and what it will cost.
+
+Which network, batch and budget suit is a guess, by rules that stand here. The machine's speed is measured.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from maskdm.config.params import Params
+from maskdm.config.reading import load_recipe, validated
+from maskdm.config.recipe import Recipe
+from maskdm.config.schema import Name
+from maskdm.datasets.survey import Survey, survey
+from maskdm.engine.arms import BASELINE
+from maskdm.engine.dry_run import duration, measure_rate
+from maskdm.engine.judge import judging_flops
+from maskdm.engine.outlook import search_size
+from maskdm.engine.profile_text import profile_text
+from maskdm.engine.profiles import PARAMS, add_profile, check_new, check_no_edits
+from maskdm.engine.proposal import (
+    RECIPE,
+    SEARCH,
+    Settings,
+    check_count,
+    check_side,
+    fitting_side,
+    notes,
+    settings_of,
+    size_in_millions,
+    two_digits,
+)
+from maskdm.engine.sharing import count_processes, take_threads
+from maskdm.evaluation.metrics import check_reference, floor_counts
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.paths import PREPARED, ROOT
+from maskdm.runtime.units import si
+from maskdm.training.plan import PhasePlan, arm_plans
+
+# Width, blocks and heads, from small to large; the third is the default's, the last two are the paper's.
+NETWORKS = ((48, 3, 2), (64, 3, 2), (96, 5, 3), (192, 7, 6), (256, 9, 8), (384, 11, 6), (512, 13, 8), (768, 13, 12))
+# A larger network is taken where scratch sees so many images, and the more the larger it is: of 0.6 M parameters as the
+# default's, of 44 M about as the paper's.
+IMAGES, MILLIONS, GROWTH = 20_000, 0.6, 1.5
+STEPS = 500  # of scratch, at least: fewer miss the budget of the search, and train nothing
+SEEDS = (4, 3, 2)  # as many as the time allows
+PLENTY = 1e21  # FLOPs that whole steps surely meet, until the budget is known
+# Beside training: what a stage takes to start, images/s of an extractor, and the stage that times every kind of step.
+STAGE_SECONDS, EXTRACTED, TIMED_STEPS, TIMED_SECONDS = 6.0, 80.0, 103, 300.0
+# What the project itself writes: its figures are no data.
+OWN = (".dvc", ".git", "data/prepared", "data/reference", "profiles", "records", "reports", "runs", "work")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with so many seeds on this machine."""
+
+    settings: Callable[[float], Settings]  # of a budget
+    params: Params  # with plenty of compute
+    recipe: Recipe
+    dense: PhasePlan
+    rate: float  # FLOP/s of all trials at a time
+    workers: int  # so many
+    reading: float  # seconds to prepare the images
+
+    @property
+    def beside(self) -> float:
+        """Seconds that the budget does not change, about: preparing, timing steps, real images' features."""
+        arms, evaluation = self.params.arms, self.params.evaluation
+        one_of_each = sum(map(len, arms.values())) * self.dense.step_flops / self.rate * self.workers
+        extracting = (evaluation.reference + evaluation.samples) / EXTRACTED
+        starting = STAGE_SECONDS * (7 + 3 * len(arms))
+        return self.reading + min(TIMED_SECONDS, TIMED_STEPS * one_of_each) + extracting + starting
+
+    @property
+    def judging(self) -> float:
+        """FLOPs that the budget does not change: of sampling."""
+        runs, of_search = search_size(self.params, self.recipe)
+        trials = len(self.params.arms) * len(self.params.seeds)
+        return trials * judging_flops(self.params, self.recipe) + of_search - runs * self.params.search.train_flops
+
+    @property
+    def arms(self) -> float:
+        """Trainings of an arm's budget that the whole run comes to."""
+        runs, _ = search_size(self.params, self.recipe)
+        return len(self.params.arms) * len(self.params.seeds) + runs * SEARCH
+
+    def seconds(self, budget: float) -> float:
+        """What the whole run takes with the budget of an arm, about."""
+        return self.beside + (self.arms * budget + self.judging) / self.rate
+
+    def budget(self, seconds: float) -> float:
+        """The budget of an arm that the time allows; 0 or less: none."""
+        return ((seconds - self.beside) * self.rate - self.judging) / self.arms
+
+    @property
+    def least(self) -> float:
+        """The smallest budget that trains something."""
+        return STEPS * self.dense.step_flops
+
+    def is_worth(self, budget: float) -> bool:
+        """Whether the budget is enough for a network of this size."""
+        wanted = IMAGES * max(1.0, size_in_millions(self.params) / MILLIONS) ** GROWTH
+        return budget >= max(self.least, wanted / self.dense.batch_size * self.dense.step_flops)
+
+
+def init(place: Path, device: torch.device, name: str | None, hours: float, image_size: int | None) -> list[str]:
+    """Look at images, write `profiles/<name>.yaml`, and make it `params.yaml`; returns what there is to say, in lines.
+
+    Args:
+        place: a folder or an archive of images; an absolute path.
+        device: that will train: a burst of steps is measured on it.
+        name: of the profile; None: that of the folder.
+        hours: that the whole run may take.
+        image_size: pixels a side; None: what suits images and device.
+
+    Raises:
+        MaskDMError: something does not fit. Nothing is written then.
+    """
+    root = root_setting(place)
+    name = profile_name(place, name)
+    check_new(name)
+    check_no_edits()
+    if not hours > 0:
+        raise MaskDMError(f"--hours={hours:g}; allowed: above 0")
+    if image_size is not None:
+        check_side(image_size)
+    recipe = load_recipe(RECIPE, ROOT)
+    found = survey(place)
+    check_count(found)
+    side = image_size or fitting_side(found, limit=64 if device.type == "cuda" else 32)
+    batch_size = 128 if device.type == "cuda" else 32
+    propose = partial(settings_of, found, root, side, batch_size=batch_size, lr=recipe.optimisation.lr)
+    trained, budget = choose(propose, found, recipe, device, 3600 * hours)
+    settings = trained.settings(budget)
+    params = checked(settings, found)
+    check_disk(found, params)
+    said = [*found.lines(), *proposed(trained, params)]
+    warnings = [f"note: {line}" for line in notes(found, params, recipe)]
+    header = [f"Written by `maskdm init` for {root}", *said, *warnings]
+    add_profile(name, profile_text(settings, header))
+    return [*said, *warnings, f"{PARAMS} is now profiles/{name}.yaml; run it with `dvc repro`"]
+
+
+def choose(
+    propose: Callable[..., Settings], found: Survey, recipe: Recipe, device: torch.device, seconds: float
+) -> tuple[Trained, float]:
+    """The largest network that the time is enough for, with as many seeds as it allows, and the budget of an arm.
+
+    Raises:
+        MaskDMError: it is not enough for the smallest network with the fewest seeds.
+    """
+    reading = found.count * found.seconds_an_image
+    for seeds in SEEDS:
+        chosen = None
+        for network in NETWORKS:
+            trained = measured(partial(propose, network, seeds=seeds), recipe, device, reading)
+            budget = trained.budget(seconds)
+            if chosen is not None and not trained.is_worth(budget):
+                break
+            if budget < trained.least:
+                break
+            chosen = trained, two_digits(0.97 * budget)  # rounding may go up
+        if chosen is not None:
+            return chosen
+    least = trained.seconds(1.05 * trained.least)
+    raise MaskDMError(
+        f"--hours={seconds / 3600:g}: the smallest network takes about {duration(least)} here, with {SEEDS[-1]} seeds; "
+        f"allowed: from {least / 3600:.2g}, or a smaller --image-size"
+    )
+
+
+def measured(settings: Callable[..., Settings], recipe: Recipe, device: torch.device, reading: float) -> Trained:
+    """A network on this machine, by a burst of dense steps."""
+    params = validated(Params, settings(train_flops=PLENTY), "proposal")
+    workers = take_threads(len(params.seeds), count_processes(len(params.seeds)))
+    dense = arm_plans(params, recipe, BASELINE)[-1]
+    rate = workers * measure_rate(params, recipe, dense, device)
+    return Trained(lambda budget: settings(train_flops=budget), params, recipe, dense, rate, workers, reading)
+
+
+def checked(settings: Settings, found: Survey) -> Params:
+    """The settings as all stages will check them.
+
+    Raises:
+        MaskDMError: they do not fit each other, or the images.
+    """
+    params = validated(Params, settings, "proposal")
+    recipe = load_recipe(params.recipe, ROOT)
+    heldout = params.data.holdout or found.heldout or 0
+    check_reference(params.evaluation, found.usable - heldout)
+    floor_counts(params.evaluation, found.usable - heldout, heldout)
+    for arm in params.arms:
+        arm_plans(params, recipe, arm)
+    return params
+
+
+def proposed(trained: Trained, params: Params) -> list[str]:
+    """What was chosen and what it costs, a fact a line."""
+    plan, data, model = arm_plans(params, trained.recipe, BASELINE)[-1], params.data, params.model
+    colour = "grey" if data.channels == 1 else "colour"
+    rows, columns = params.grid
+    runs, _ = search_size(params, trained.recipe)
+    return [
+        f"images as {data.image_size}x{data.image_size} pixels in {colour}: {rows}x{columns} tokens of "
+        f"{model.patch_size}x{model.patch_size} pixels",
+        f"{model.in_words()}: {size_in_millions(params):.2g} M parameters",
+        f"arms {', '.join(params.arms)}, with {len(params.seeds)} seeds and {si(params.budget.train_flops, 'FLOPs')} "
+        f"each; {BASELINE}: {plan.steps:,} steps of {plan.batch_size} images",
+        f"a search of {runs} runs of {si(params.search.train_flops, 'FLOPs')} each",
+        f"judged by {params.evaluation.samples:,} samples against {params.evaluation.reference:,} images",
+        f"measured here: {si(trained.rate, 'FLOP/s')}, {trained.workers} trial(s) at a time; all of it takes about "
+        f"{duration(trained.seconds(params.budget.train_flops))}",
+    ]
+
+
+def root_setting(place: Path) -> str:
+    """`data.root` of a place: relative to the project where it lies inside.
+
+    Raises:
+        MaskDMError: there is no such place, it is the project's own, or settings cannot name it.
+    """
+    if not place.exists():
+        raise MaskDMError(f"{place}: no such folder or archive")
+    real, project = Path(os.path.realpath(place)), Path(os.path.realpath(ROOT))
+    if project.is_relative_to(real):
+        raise MaskDMError(f"{place}: holds the project itself; allowed: a folder of images alone, or an archive")
+    inside = real.is_relative_to(project)
+    if inside and any(real.is_relative_to(project / own) for own in OWN):
+        raise MaskDMError(f"{place}: the project writes there itself; allowed: data/raw/, or outside of the project")
+    text = str(real.relative_to(project) if inside else real)
+    if "$" in text or text.startswith("~") or not text.isprintable():
+        raise MaskDMError(f"{text!r}: settings cannot name this path; allowed: without $, ~ and unprintable characters")
+    return text
+
+
+def profile_name(place: Path, name: str | None) -> str:
+    """The name as given, or that of the folder in small letters.
+
+    Raises:
+        MaskDMError: a profile cannot have the name.
+    """
+    stem = place.name.split(".")[0] if place.is_file() else place.name
+    chosen = (
+        re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_").lstrip("-_0123456789") or "images"
+        if name is None
+        else name
+    )
+    try:
+        return TypeAdapter(Name).validate_python(chosen)
+    except ValidationError:
+        raise MaskDMError(f"--name={chosen}; allowed: small letters, digits, _ and -, a letter first") from None
+
+
+def check_disk(found: Survey, params: Params) -> None:
+    """Refuse images that the disk has no room for once they are prepared: twice, as the old ones stay until the end.
+
+    Raises:
+        MaskDMError: so it is.
+    """
+    needed = found.usable * params.data.channels * params.data.image_size**2
+    place = PREPARED.parent if PREPARED.parent.is_dir() else ROOT
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise MaskDMError(
+            f"{place.absolute()}: {si(free, 'B')} are free; the prepared images take {si(needed, 'B')}; allowed: a "
+            "smaller --image-size, or another disk"
+        )
