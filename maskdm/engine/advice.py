@@ -137,7 +137,7 @@ def in_words(advice: Advice, params: Params) -> str:
 def explanation(advice: Advice, params: Params) -> list[str]:
     """What the numbers are, in sentences."""
     tokens, dim = advice.tokens, params.model.patch_size**2 * params.data.channels
-    crops = [phase["mask"]["crop"] for phase in growing_crops(params.grid[0], batch_size=1, lr=1.0)]
+    crops = [phase["mask"]["crop"] for phase in growing_crops(params.grid[0], batch_size=1)]
     said = [
         f"Computed, from {tokens.images:,} images: the error in epsilon of the best linear denoiser with the visible "
         "tokens alone, over that with all tokens, on the same pixels. 1: the mask loses nothing. SNR: signal to noise, "

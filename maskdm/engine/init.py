@@ -44,11 +44,11 @@ from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.units import si
 from maskdm.training.plan import PhasePlan, arm_plans
 
-# Width, blocks and heads, from small to large; the third is the default's, the last two are the paper's.
-NETWORKS = ((48, 3, 2), (64, 3, 2), (96, 5, 3), (192, 7, 6), (256, 9, 8), (384, 11, 6), (512, 13, 8), (768, 13, 12))
-# A larger network is taken where scratch sees so many images, and the more the larger it is: of 0.6 M parameters as the
-# default's, of 44 M about as the paper's.
-IMAGES, MILLIONS, GROWTH = 20_000, 0.6, 1.5
+# Width, blocks and heads, from small to large; the second is the default's, the last two are the paper's.
+NETWORKS = ((32, 3, 2), (48, 5, 3), (96, 5, 3), (192, 7, 6), (256, 9, 8), (384, 11, 6), (512, 13, 8), (768, 13, 12))
+# A larger network is taken where scratch sees so many images, and the more the larger it is: of 0.16 M parameters as
+# the default's, of 44 M about as the paper's.
+IMAGES, MILLIONS, GROWTH = 50_000, 0.16, 1.0
 STEPS = 500  # of scratch, at least: fewer miss the budget of the search, and train nothing
 SEEDS = (4, 3, 2)  # as many as the time allows
 PLENTY = 1e21  # FLOPs that whole steps surely meet, until the budget is known
@@ -136,7 +136,7 @@ def init(place: Path, device: torch.device, name: str | None, hours: float, imag
     found = survey(place)
     check_count(found)
     side = image_size or fitting_side(found, limit=64 if device.type == "cuda" else 32)
-    batch_size = 128 if device.type == "cuda" else 32
+    batch_size = 128 if device.type == "cuda" else 48
     propose = partial(settings_of, found, root, side, batch_size=batch_size, lr=recipe.optimisation.lr)
     trained, budget = choose(propose, found, recipe, device, 3600 * hours)
     settings = trained.settings(budget)

@@ -61,10 +61,10 @@ def settings_of(
         "seeds": list(range(1, seeds + 1)),
         "budget": {"train_flops": train_flops, "snapshots": [0.5, 1.0]},
         "heldout": {"images": min(HELDOUT, data["holdout"] or found.heldout or 0), "points": 10},
-        "arms": proposed_arms(side, batch_size, lr),
+        "arms": proposed_arms(side, batch_size),
         "baseline": BASELINE,
         "controls": {CONTROL: CROPS},
-        "sampling": {"sampler": "dpm_solver", "num_inference_steps": 10, "eta": 0.0, "batch_size": 250},
+        "sampling": {"sampler": "unipc", "num_inference_steps": 10, "eta": 0.0, "batch_size": 250},
         "evaluation": _evaluation(found, image_size),
         "search": {
             "seed": 0,
@@ -146,7 +146,7 @@ def _evaluation(found: Survey, image_size: int) -> Settings:
 
 
 def _space(side: int, batch_size: int, lr: float) -> Settings:
-    crops = [phase["mask"]["crop"] for phase in growing_crops(side, batch_size, lr)]
+    crops = [phase["mask"]["crop"] for phase in growing_crops(side, batch_size)]
     return {
         "strategies": ["patch", "block", "crop"],
         "ratios": [0.25, 0.5, 0.75, 0.9],

@@ -15,7 +15,7 @@ from tests.imports import PROJECT
 @pytest.mark.parametrize("batch_size", [8, 32, 128])
 def test_arms_fit_every_grid_and_batch(settings: dict[str, Any], side: int, batch_size: int) -> None:
     settings["data"] |= {"image_size": 2 * side}
-    settings |= {"arms": proposed_arms(side, batch_size, 6e-3), "controls": {"control": "crops"}}
+    settings |= {"arms": proposed_arms(side, batch_size), "controls": {"control": "crops"}}
     settings["search"]["space"] |= {"blocks": [2], "crops": [2]}
     params = Params.model_validate(settings)
     crops = params.arms["crops"][:-1]
@@ -27,7 +27,7 @@ def test_arms_fit_every_grid_and_batch(settings: dict[str, Any], side: int, batc
 
 def test_on_the_default_grid_they_are_those_of_the_default() -> None:
     default = load_params(PROJECT / "profiles" / "default.yaml")
-    proposed = default.model_dump() | {"arms": proposed_arms(8, 32, 6e-3)}
+    proposed = default.model_dump() | {"arms": proposed_arms(8, 48)}
     assert Params.model_validate(proposed).arms == default.arms
 
 
