@@ -12,6 +12,7 @@ import numpy as np
 
 from maskdm.config.params import Params
 from maskdm.reporting import analysis, report
+from maskdm.runtime.paths import samples_file
 from maskdm.tracking.records import Machine, Record, StepTimes, fold_records, write_record, write_step_times
 from tests.imports import PROJECT
 
@@ -248,11 +249,18 @@ def write_project(root: Path, params: dict[str, Any], records: analysis.Records)
     np.save(prepared / "images.npy", images)
     (prepared / "dataset.json").write_text(json.dumps(DATASET))
     for arm in params["arms"]:
-        folder = root / "runs" / "evaluate" / arm / str(params["seeds"][0])
-        folder.mkdir(parents=True)
-        np.save(folder / "samples.npy", np.repeat(images, 2, axis=0)[:64])
+        for seed in params["seeds"]:
+            folder = root / "runs" / "evaluate" / arm / str(seed)
+            folder.mkdir(parents=True)
+            for share in params["budget"]["snapshots"]:
+                np.save(folder / samples_file(share), np.repeat(images, 2, axis=0)[:64])
+    arms = Params.model_validate(params).arms
     names = [
-        f"{arm}/{i}" for arm, phases in params["arms"].items() for i, phase in enumerate(phases) if "mask" in phase
+        f"{arm}/{index}/{number}"
+        for arm, phases in arms.items()
+        for index, phase in enumerate(phases)
+        for number, group in enumerate(phase.groups)
+        if group.mask
     ]
     masks: dict[str, Any] = {name: np.eye(8, dtype=bool)[None].repeat(16, 0) for name in names}
     np.savez(root / "runs" / "masks.npz", **masks)

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from einops import rearrange
+from einops import rearrange, reduce
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
@@ -25,6 +25,7 @@ WIDTH = 10.0  # inches
 NOUNS = {"train_flops": "compute", "train_seconds": "time"}  # what a horizontal axis may show
 BASELINE = (0.2, 0.2, 0.2)
 REMOVED = np.array([205, 214, 230], np.uint8)  # of a removed patch: a tint, so that it is not taken for grey clothes
+FADED = 0.65  # share of the tint where some blocks of the network see a removed patch
 FEW = 10  # points of a curve: up to so many are marked
 FAR = 10  # so many times as far from the baseline as the median arm: drawn, such an arm would squeeze the others
 DISPLAY_PIXELS = 1000  # least width of a picture that is drawn
@@ -228,26 +229,41 @@ def sample_grids(panels: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def masks(images: np.ndarray, kept: Mapping[str, np.ndarray]) -> Figure:
-    """Figure 3 of the paper: the images, then a row a mask with the removed patches in one pale tint.
+def masks(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Figure 3 of the paper: the images, then a row a mask or method.
 
     Args:
-        images: uint8 [images, C, H, W].
-        kept: title -> bool [images, rows, columns] on the token grid, true where a token is kept.
+        rows: title -> uint8 [images, C, H, W], as many each.
     """
-    rows = {"training images": images} | {title: hide(images, mask) for title, mask in kept.items()}
-    figure = Figure(figsize=(WIDTH, (WIDTH / len(images) + 0.3) * len(rows)), layout="constrained")
+    count = max(map(len, rows.values()))
+    figure = Figure(figsize=(WIDTH, (WIDTH / count + 0.3) * len(rows)), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows.items(), strict=True):
         show(axes, tile(shown, columns=len(shown)))
         axes.set_title(title)
     return figure
 
 
-def hide(images: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Images uint8 [n, C, H, W] as RGB, without the patches where `kept` bool [n, rows, columns] is false."""
+def seen(images: np.ndarray, kept: np.ndarray | None, factor: int, faded: bool) -> np.ndarray:
+    """What a network sees of images: removed patches are in one pale tint, coarse tokens averaged.
+
+    Args:
+        images: uint8 [n, C, H, W].
+        kept: bool [n, rows, columns] on the token grid, false where a token is removed; None: all are kept.
+        factor: pixels a side that are averaged.
+        faded: whether some blocks see the removed patches: these shine through the tint.
+
+    Returns:
+        uint8 [n, C, H, W], or [n, 3, H, W] with a mask.
+    """
+    if factor > 1:
+        means = reduce(images.astype(float), "n c (h p) (w q) -> n c h w", "mean", p=factor, q=factor)
+        images = means.round().astype(np.uint8).repeat(factor, axis=2).repeat(factor, axis=3)
+    if kept is None:
+        return images
     patch = images.shape[-1] // kept.shape[-1]
     pixels = kept.repeat(patch, axis=1).repeat(patch, axis=2)[:, None]
-    return np.where(pixels, images, REMOVED[:, None, None])
+    tint, share = REMOVED[:, None, None], FADED if faded else 1.0
+    return np.where(pixels, images, (share * tint + (1 - share) * images).round().astype(np.uint8))
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from maskdm.config.comparison import Comparison
+from maskdm.config.comparison import Comparison, Phase, method_in_words
+from maskdm.config.masks import mask_name
+from maskdm.config.method import Group
 from maskdm.config.objective import objective_name
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
@@ -25,7 +27,8 @@ CAPTIONS = {
     "interval as a band.{controls} A band also holds what a seed does to all arms alike; the next figure takes it out.",
     "against": "Change against `{baseline}` of the same seed, at equal compute: a dot a seed, the mean, its interval.",
     "samples": "The first samples of each arm's last snapshot, with the same noise in all arms, and held-out images.",
-    "masks": "The masks on training images; removed patches are tinted (Figure 3 of the paper).",
+    "masks": "What the network sees of training images (Figure 3 of the paper): removed patches are tinted, and faded "
+    "where some of its blocks see them.",
 }
 DEFINITIONS = """\
 ## What the numbers mean
@@ -227,6 +230,19 @@ def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
         ends, count = "", "one seed, hence no interval"
     inside = ", ".join(filter(None, [ends, count if seeds else ""]))
     return f"{text}{of} ({inside})" if inside else f"{text}{of}"
+
+
+def group_in_words(phase: Phase, group: Group, grid: tuple[int, int]) -> str:
+    """What a group of images of a phase shows: `2x2 blocks, 90 % (removed: 87.5 %)`."""
+    removed = percent(1 - group.tokens(grid) / (grid[0] * grid[1]))
+    if len(phase.groups) == 1:
+        return f"{method_in_words(phase)} (removed: {removed})"
+    shown = mask_name(group.mask) if group.mask else "whole images"
+    if group.factor > 1:
+        shown = f"{group.factor}x{group.factor} as one"
+    low, high = group.noise
+    levels = "" if high - low == 1 else f" at {100 * low:.3g} to {percent(high)} of the noise levels"
+    return f"{method_in_words(phase)}: {shown}{levels} (removed: {removed})"
 
 
 def _points(ratio: float) -> str:

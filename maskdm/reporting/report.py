@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
-from maskdm.config.masks import effective_mask_ratio, mask_name
 from maskdm.config.params import Params
 from maskdm.config.reading import load_block, load_params, recipe_of
 from maskdm.config.study import DEFAULT, Part, Parts
@@ -29,7 +28,7 @@ from maskdm.runtime.paths import (
     STUDY_STEP_TIME,
     stage_folder,
 )
-from maskdm.runtime.units import percent, si
+from maskdm.runtime.units import si
 from maskdm.tracking.records import StepTimes, distance_metric, read_records, read_step_times
 
 REPORTS = ROOT / "reports"
@@ -107,7 +106,7 @@ def write_default() -> list[Path]:
             "curves": found.draw_curves(),
             "against": figures.stacked({"": found.against}),
             "samples": figures.sample_grids(read_samples(params, data)),
-            "masks": draw_masks(params, data),
+            "masks": figures.masks(read_masks(params, data)),
         }
     record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], records)
     text = page.default_page(
@@ -149,24 +148,33 @@ def read_samples(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
     return panels | {"real, held out": data.heldout[:PANEL]}
 
 
-def draw_masks(params: Params, data: PreparedData) -> Figure:
-    """Whole training images, and below them what every mask of the settings leaves visible.
+def read_masks(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
+    """Training images, and below them what the network sees of them in every phase that shows less.
+
+    Returns:
+        Title -> uint8 [images, C, H, W].
 
     Raises:
         MaskDMError: the file of masks is missing or lacks one.
     """
-    kept: dict[str, np.ndarray] = {}
     with reading(MASKS, WRITTEN), np.load(MASKS) as file:
         masks = dict(file)
+    images = data.train[:MASKED_IMAGES]
+    rows = {"training images": images}
     for arm, phases in params.arms.items():
-        masked = [(index, phase.mask) for index, phase in enumerate(phases) if phase.mask]
-        for index, mask in masked:
-            if f"{arm}/{index}" not in masks:
-                raise MaskDMError(f"{MASKS}: {arm}/{index} is missing; {WRITTEN}")
-            title = arm if len(masked) == 1 else f"{arm}, phase {index + 1}"
-            removed = percent(effective_mask_ratio(mask, params.grid))
-            kept[f"{title}: {mask_name(mask)} (removed: {removed})"] = masks[f"{arm}/{index}"][:MASKED_IMAGES]
-    return figures.masks(data.train[:MASKED_IMAGES], kept)
+        less = [(index, phase) for index, phase in enumerate(phases) if phase.shows_less]
+        for index, phase in less:
+            title = arm if len(less) == 1 else f"{arm}, phase {index + 1}"
+            for number, group in enumerate(phase.groups):
+                key = f"{arm}/{index}/{number}"
+                if group.mask and key not in masks:
+                    raise MaskDMError(f"{MASKS}: {key} is missing; {WRITTEN}")
+                kept = masks[key][: len(images)] if group.mask else None
+                apart = phase.method is not None and phase.method.needs_blocks  # some blocks see all there is
+                rows[f"{title}: {page.group_in_words(phase, group, params.grid)}"] = figures.seen(
+                    images, kept, 1 if apart else group.factor, faded=apart
+                )
+    return rows
 
 
 # --- the study ----------------------------------------------------------------------------------------------

@@ -156,6 +156,29 @@ def test_what_is_clear_is_said_by_both_measures(params: Params) -> None:
     assert page.standing(alone, "scratch", "fid").startswith("One seed an arm: there are no intervals")
 
 
+METHODS: dict[str, Any] = {
+    "routed": {"mask": {"strategy": "patch", "ratio": 0.5}, "method": {"name": "route", "first": 1, "last": 1}},
+    "sized": {"method": {"name": "sized_to_noise", "levels": [{"until": 0.5, "crop": 4}, {"until": 1, "factor": 2}]}},
+}
+
+
+def test_a_picture_of_every_group_says_what_it_shows() -> None:
+    own, dense = settings(), {"batch_size": 32}
+    arms = {arm: [method | {"share": 0.5, "batch_size": 32}, dense] for arm, method in METHODS.items()}
+    params = Params.model_validate(own | {"arms": {"scratch": [dense]} | arms, "controls": {}})
+    said = [
+        page.group_in_words(phase, group, params.grid)
+        for arm in METHODS
+        for phase in params.arms[arm][:1]
+        for group in phase.groups
+    ]
+    assert said == [
+        "route, patch-wise, 50 % (removed: 50 %)",
+        "sized-to-noise: 4x4 crop at 0 to 50 % of the noise levels (removed: 75 %)",
+        "sized-to-noise: 2x2 as one at 50 to 100 % of the noise levels (removed: 75 %)",
+    ]
+
+
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
