@@ -22,7 +22,8 @@ Color = tuple[float, float, float]
 Colors = Mapping[str, Color]  # one an arm, the same in all figures; its order is the order of the legends
 
 WIDTH = 10.0  # inches
-NOUNS = {"train_flops": "compute", "train_seconds": "time"}  # what a horizontal axis may show
+NOUNS = {"train_flops": "training compute", "train_seconds": "training time", "images_seen": "images seen"}  # axes
+DRAWN = ("train_flops", "train_seconds")  # those of the figures; the HTML page has all
 BASELINE = (0.2, 0.2, 0.2)
 REMOVED = np.array([205, 214, 230], np.uint8)  # of a removed patch: a tint, so that it is not taken for grey clothes
 FADED = 0.65  # share of the tint where some blocks of the network see a removed patch
@@ -91,7 +92,7 @@ def curves(measured: pd.DataFrame, colors: Colors, comparison: Comparison, metri
     """
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     measures = {"heldout_loss": "held-out loss", "distance": metric}
-    for row, cost in zip(figure.subplots(2, 2, sharey="col"), NOUNS, strict=True):
+    for row, cost in zip(figure.subplots(2, 2, sharey="col"), DRAWN, strict=True):
         for axes, (measure, name) in zip(row, measures.items(), strict=True):
             factor = cost_axis(axes, measured[cost].max(), cost)
             for arm, color in colors.items():
@@ -102,7 +103,7 @@ def curves(measured: pd.DataFrame, colors: Colors, comparison: Comparison, metri
                 if curve["low"].notna().any():
                     axes.fill_between(spent, curve["low"], curve["high"], color=color, alpha=0.2, lw=0)
             axes.set_ylabel(f"{name} (lower is better)")
-    _zoom(figure.axes[0], measured, comparison.baseline)
+    figure.axes[0].set_ylim(*window(measured, comparison.baseline))
     lines, labels = figure.axes[0].get_legend_handles_labels()
     labels = [
         f"{arm}\n(control of {comparison.controls[arm]})" if arm in comparison.controls else arm for arm in labels
@@ -116,12 +117,12 @@ def line_style(arm: str, comparison: Comparison) -> str:
     return "--" if arm in comparison.controls else "-"
 
 
-def _zoom(axes: Axes, measured: pd.DataFrame, baseline: str) -> None:
-    """Show what the baseline's loss does from a quarter of its compute on, not the height of pre-training."""
+def window(measured: pd.DataFrame, baseline: str) -> tuple[float, float]:
+    """Losses to show: what the baseline's does from a quarter of its compute on, not the height of pre-training."""
     losses = measured.dropna(subset="heldout_loss")
     base = losses[losses["arm"] == baseline]
     quarter = base.loc[base["train_flops"] >= 0.25 * base["train_flops"].max(), "heldout_loss"].max()
-    axes.set_ylim(0.97 * losses["heldout_loss"].min(), 1.03 * quarter)
+    return 0.97 * float(losses["heldout_loss"].min()), 1.03 * float(quarter)
 
 
 def stacked(panels: Mapping[str, tuple[float, Callable[[SubFigure], None]]]) -> Figure:
@@ -167,7 +168,7 @@ def draw_against(
     for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
         column = f"{measure}{AGAINST}"
         change = _percent(rows[column])
-        far = np.abs(change) > FAR * np.median(np.abs(change))
+        far = too_far(change)
         for place, arm in enumerate(arms):
             if far[place]:
                 edge, align = (1, "right") if change[place] > 0 else (0, "left")
@@ -188,24 +189,31 @@ def draw_against(
     axes.set_ylim(len(arms) - 0.5, -0.5)  # of both panels
 
 
+def too_far(changes: np.ndarray) -> np.ndarray:
+    """Which arms would squeeze the others, if they were drawn; bool, of the shape of `changes`."""
+    distances = np.abs(changes)
+    return distances > FAR * np.median(distances) if len(distances) else np.zeros(0, bool)
+
+
 def _percent(shares: pd.Series) -> np.ndarray:
     return 100 * (np.asarray(shares, float) - 1)
 
 
 def cost_axis(axes: Axes, largest: float, cost: str) -> float:
     """Label the horizontal axis in a unit that fits `largest`; returns what to divide by."""
-    factor, unit = _unit(largest, cost)
-    axes.set_xlabel(f"training {NOUNS[cost]} ({unit})")
+    factor, unit = axis_unit(largest, cost)
+    axes.set_xlabel(f"{NOUNS[cost]} ({unit})")
     axes.set_xlim(0, largest / factor * 1.02)
     return factor
 
 
-def _unit(largest: float, cost: str) -> tuple[float, str]:
-    if cost == "train_flops":
-        factor, prefix = si_prefix(largest)
-        return factor, f"{prefix}FLOPs"
-    units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
-    return next((unit for unit in units if largest >= 3 * unit[0]), (1.0, "seconds"))
+def axis_unit(largest: float, cost: str) -> tuple[float, str]:
+    """What to divide a cost by, and what the quotient is in, for an axis that ends at `largest`."""
+    if cost == "train_seconds":
+        units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
+        return next((unit for unit in units if largest >= 3 * unit[0]), (1.0, "seconds"))
+    factor, prefix = si_prefix(largest)
+    return factor, f"{prefix}FLOPs" if cost == "train_flops" else f"{prefix} images".strip()
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -266,11 +274,17 @@ def seen(images: np.ndarray, kept: np.ndarray | None, factor: int, faded: bool) 
     return np.where(pixels, images, (share * tint + (1 - share) * images).round().astype(np.uint8))
 
 
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images uint8 [n, C, H, W] as one picture uint8 [height, width, C], row by row, a white line between them."""
+def tile(images: np.ndarray, columns: int, line: int = 255) -> np.ndarray:
+    """Images uint8 [n, C, H, W] as one picture uint8 [height, width, C], row by row, a line between them.
+
+    Args:
+        images: grey, RGB, or one of both with an alpha channel.
+        columns: images a row.
+        line: the value of all channels of the line: white, or 0, which is transparent where there is alpha.
+    """
     missing = -len(images) % columns
-    lined = np.pad(images, ((0, missing), (0, 0), (0, 1), (0, 1)), constant_values=255)
-    lined[len(images) :] = 255
+    lined = np.pad(images, ((0, missing), (0, 0), (0, 1), (0, 1)), constant_values=line)
+    lined[len(images) :] = line
     return rearrange(lined, "(row column) c h w -> (row h) (column w) c", column=columns)[:-1, :-1]
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from maskdm.config.params import Params
 from maskdm.config.reading import load_block, load_params, recipe_of
+from maskdm.config.recipe import Recipe
 from maskdm.config.study import DEFAULT, Part, Parts
 from maskdm.datasets.prepared import PreparedData
 from maskdm.reporting import analysis, figures, page, study_sections
@@ -26,6 +27,7 @@ from maskdm.runtime.paths import (
     STUDY,
     STUDY_REPORTS,
     STUDY_STEP_TIME,
+    samples_file,
     stage_folder,
 )
 from maskdm.runtime.units import si
@@ -45,12 +47,17 @@ class Analysed:
 
     name: str
     params: Params
-    dataset: str  # its name
+    data: dict[str, Any]  # of a record: name, sha256 and the like
     metric: str  # the name of the distance
     measured_with: dict[str, Any]  # of `analysis.measured_with`
     curves: pd.DataFrame
     trials: pd.DataFrame
     arms: pd.DataFrame  # of `analysis.summary`
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return str(self.data["name"])
 
     @property
     def colors(self) -> figures.Colors:
@@ -81,12 +88,43 @@ def analyse(
     trials = analysis.trials(name, params, records, curves)
     record, _ = analysis.find_trial(name, params.baseline, params.seeds[0], records)
     metric = distance_metric(record.history[-1])
-    return Analysed(
-        name, params, str(record.data["name"]), metric, measured_with, curves, trials, analysis.summary(trials)
-    )
+    return Analysed(name, params, record.data, metric, measured_with, curves, trials, analysis.summary(trials))
 
 
 # --- the default comparison ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Default:
+    """The comparison of `params.yaml` with all that its pages are made from."""
+
+    recipe: Recipe
+    images: PreparedData
+    records: Records
+    times: StepTimes
+    reference: dict[str, Any]  # `records/reference.json`
+    found: Analysed
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Of the network; None: not known."""
+        params = self.found.params
+        record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], self.records)
+        return record.params.get("num_parameters")
+
+
+def open_default() -> Default:
+    """Read and analyse what the stages of the default comparison left.
+
+    Raises:
+        MaskDMError: a file is missing or damaged, or does not fit the others.
+    """
+    params = load_params(ROOT / "params.yaml")
+    images, recipe = PreparedData.open(PREPARED), recipe_of(params, ROOT)
+    records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
+    with reading(REFERENCE_RECORD, WRITTEN):
+        reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
+    return Default(recipe, images, records, times, reference, analyse(DEFAULT, params, records, times, reference))
 
 
 def write_default() -> list[Path]:
@@ -95,29 +133,24 @@ def write_default() -> list[Path]:
     Raises:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
-    params = load_params(ROOT / "params.yaml")
-    data, recipe = PreparedData.open(PREPARED), recipe_of(params, ROOT)
-    records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
-    with reading(REFERENCE_RECORD, WRITTEN):
-        reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
-    found = analyse(DEFAULT, params, records, times, reference)
+    opened = open_default()
+    found, params = opened.found, opened.found.params
     with figures.style():
         drawn = {
             "curves": found.draw_curves(),
             "against": figures.stacked({"": found.against}),
-            "samples": figures.sample_grids(read_samples(params, data)),
-            "masks": figures.masks(read_masks(params, data)),
+            "samples": figures.sample_grids(read_samples(params, opened.images)),
+            "masks": figures.masks(read_masks(params, opened.images)),
         }
-    record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], records)
     text = page.default_page(
         params,
-        recipe,
-        data.info,
-        record.params.get("num_parameters"),
-        times,
+        opened.recipe,
+        opened.images.info,
+        opened.num_parameters,
+        opened.times,
         found.arms,
         found.metric,
-        reference,
+        opened.reference,
         found.measured_with,
         [f"{DEFAULT}/{name}" for name in drawn],
     )
@@ -142,7 +175,7 @@ def read_samples(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
     """
     panels = {}
     for arm in analysis.ordered_arms(params):
-        path = stage_folder("evaluate", arm, params.seeds[0]) / "samples.npy"
+        path = stage_folder("evaluate", arm, params.seeds[0]) / samples_file(1)
         with reading(path, WRITTEN):
             panels[arm] = np.load(path)[:PANEL]
     return panels | {"real, held out": data.heldout[:PANEL]}
@@ -180,18 +213,27 @@ def read_masks(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
 # --- the study ----------------------------------------------------------------------------------------------
 
 
+def analyse_study(default: Params, parts: Mapping[str, Part]) -> list[Analysed]:
+    """The parts whose trials are all recorded.
+
+    Raises:
+        MaskDMError: a file is missing or damaged, or does not fit the others.
+    """
+    records = read_records(ROOT, ("study",))
+    params = {name: part.params(default) for name, part in parts.items()}
+    complete = {name: own for name, own in params.items() if analysis.is_complete(name, own, records)}
+    times = read_step_times(STUDY_STEP_TIME) if complete else None
+    return [analyse(name, own, records, times) for name, own in complete.items() if times]
+
+
 def write_study() -> None:
     """Write `reports/study.md` and `reports/study/`, of the parts that were run.
 
     Raises:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
-    default, parts = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root
-    records, times = read_records(ROOT, ("study",)), read_step_times(STUDY_STEP_TIME)
-    params = {name: part.params(default) for name, part in parts.items()}
-    done = [
-        analyse(name, own, records, times) for name, own in params.items() if analysis.is_complete(name, own, records)
-    ]
+    parts, times = load_block(Parts, "parts", STUDY).root, read_step_times(STUDY_STEP_TIME)
+    done = analyse_study(load_params(ROOT / "params.yaml"), parts)
     answers = [write_part(parts[found.name], found) for found in done]
     if done:
         with figures.style():

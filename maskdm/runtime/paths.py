@@ -11,6 +11,7 @@ STEP_TIME = ROOT / "records" / "step_time.json"
 STUDY = ROOT / "study" / "params.yaml"
 STUDY_REPORTS = ROOT / "reports" / "study"
 STUDY_STEP_TIME = ROOT / "records" / "study_step_time.json"
+SEARCH_REPORTS = ROOT / "reports" / "search"
 INDEX = ROOT / "reports" / "index.html"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pytest
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.config.study import Part
 from maskdm.reporting import analysis, page, report
-from maskdm.tracking.records import read_records, write_record, write_step_times
+from maskdm.tracking.records import read_records, write_step_times
 from pipeline.report import main
 from tests.comparison import (
     DATASET,
@@ -29,7 +27,9 @@ from tests.comparison import (
     run_stage,
     settings,
     without,
+    write_parts,
     write_project,
+    write_settings_of_parts,
 )
 
 
@@ -403,18 +403,9 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     shared = {key: whole[key] for key in ("seeds", "heldout", "arms", "baseline", "controls")}
     part = shared | {"question": "Does it pay?", "paper": "it does.", "budget": whole["budget"]}
     once = part | {"question": "And at its end?", "budget": {"train_flops": 36e12, "snapshots": [1.0]}}
-    (run / "study").mkdir()
     parts = {"first": part, "second": once, "third": part}
-    (run / "study" / "params.yaml").write_text(json.dumps({"parts": parts}))
-    own = Params.model_validate(whole)
-    seconds: dict[str, list[float]] = {}
-    for name in ("first", "second"):
-        params = Part.model_validate(parts[name]).params(own)
-        for record, machine in make_records(params, name=name):
-            assert machine is not None
-            write_record(run, of_before(record) if name == "first" else record, machine)
-        seconds |= make_times(params, name).seconds
-    write_step_times(run / "records" / "study_step_time.json", replace(make_times(own), seconds=seconds))
+    write_settings_of_parts(run, parts)
+    write_parts(run, whole, {name: parts[name] for name in ("first", "second")}, before="first")
     monkeypatch.setattr(sys, "argv", ["report", "--study"])
     main()
 
@@ -437,8 +428,7 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
 
 
 def test_a_study_of_which_nothing_was_run_has_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run / "study").mkdir()
-    (run / "study" / "params.yaml").write_text(json.dumps({"parts": {}}))
+    write_settings_of_parts(run, {})
     write_step_times(run / "records" / "study_step_time.json", make_times(Params.model_validate(settings())))
     monkeypatch.setattr(sys, "argv", ["report", "--study"])
     report.write_study()
