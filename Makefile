@@ -29,6 +29,7 @@ smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the
 
 study: $(READY) scm unlock  ## When and how much masking pays, with several seeds: hours; goes on where it was stopped
 	$(IN_VENV) dvc repro study/dvc.yaml
+	@test ! -e reports/index.html || $(IN_VENV) dvc repro --force --single-item page  # it shows the study's budgets, too
 
 ui: $(READY)  ## MLflow's UI on the project's runs, at http://127.0.0.1:5000
 	$(IN_VENV) maskdm ui

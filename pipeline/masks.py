@@ -1,4 +1,4 @@
-"""DVC stage `masks`: a few drawn masks of every masked phase, for the figure of the mask strategies."""
+"""DVC stage `masks`: a few drawn masks of every group of images that is masked, for the pictures of the methods."""
 
 import numpy as np
 import torch
@@ -16,14 +16,15 @@ COUNT = 16
 
 
 def main() -> None:
-    """Write `runs/masks.npz`: "<arm>/<phase>" -> bool `[COUNT, rows, columns]`, True where kept."""
+    """Write `runs/masks.npz`: "<arm>/<phase>/<group>" -> bool `[COUNT, rows, columns]`, True where kept."""
     with exit_with_one_line():
         params = load_params(ROOT / "params.yaml")
         drawn = {
-            f"{arm}/{index}": visible(phase.mask, params.grid)
+            f"{arm}/{index}/{number}": visible(group.mask, params.grid)
             for arm, phases in params.arms.items()
             for index, phase in enumerate(phases)
-            if phase.mask
+            for number, group in enumerate(phase.groups)
+            if group.mask
         }
         write_atomically(OUT, lambda file: np.savez(file, **drawn))  # type: ignore[arg-type]  # numpy's own stub errs
 

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from maskdm.config.params import Params
+from maskdm.config.study import Part
 from maskdm.reporting import analysis, report
+from maskdm.runtime.paths import samples_file
 from maskdm.tracking.records import Machine, Record, StepTimes, fold_records, write_record, write_step_times
 from tests.imports import PROJECT
 
@@ -255,14 +257,73 @@ def write_project(root: Path, params: dict[str, Any], records: analysis.Records)
     np.save(prepared / "images.npy", images)
     (prepared / "dataset.json").write_text(json.dumps(DATASET))
     for arm in params["arms"]:
-        folder = root / "runs" / "evaluate" / arm / str(params["seeds"][0])
-        folder.mkdir(parents=True)
-        np.save(folder / "samples.npy", np.repeat(images, 2, axis=0)[:64])
+        for seed in params["seeds"]:
+            folder = root / "runs" / "evaluate" / arm / str(seed)
+            folder.mkdir(parents=True)
+            for share in params["budget"]["snapshots"]:
+                np.save(folder / samples_file(share), np.repeat(images, 2, axis=0)[:64])
+    arms = Params.model_validate(params).arms
     names = [
-        f"{arm}/{i}" for arm, phases in params["arms"].items() for i, phase in enumerate(phases) if "mask" in phase
+        f"{arm}/{index}/{number}"
+        for arm, phases in arms.items()
+        for index, phase in enumerate(phases)
+        for number, group in enumerate(phase.groups)
+        if group.mask
     ]
     masks: dict[str, Any] = {name: np.eye(8, dtype=bool)[None].repeat(16, 0) for name in names}
     np.savez(root / "runs" / "masks.npz", **masks)
+
+
+def write_parts(root: Path, params: dict[str, Any], trained: dict[str, dict[str, Any]], before: str = "") -> None:
+    """Parts of the study with the records of their trials and what they were timed by.
+
+    Args:
+        root: the project.
+        params: its settings.
+        trained: name -> the block of a part.
+        before: the name of one whose records are older than density and coverage.
+    """
+    own = Params.model_validate(params)
+    seconds: dict[str, list[float]] = {}
+    for name, block in trained.items():
+        part = Part.model_validate(block).params(own)
+        for record, machine in make_records(part, name=name):
+            assert machine is not None
+            write_record(root, of_before(record) if name == before else record, machine)
+        seconds |= make_times(part, name).seconds
+    write_step_times(root / "records" / "study_step_time.json", replace(make_times(own), seconds=seconds))
+
+
+def write_settings_of_parts(root: Path, parts: dict[str, dict[str, Any]]) -> None:
+    """`study/params.yaml`."""
+    (root / "study").mkdir()
+    (root / "study" / "params.yaml").write_text(json.dumps({"parts": parts}))
+
+
+def write_search(root: Path) -> None:
+    """The tables of a search with four trials, one of them pruned."""
+    folder = root / "reports" / "search"
+    folder.mkdir(parents=True)
+    masks = {"4x4 crop": "crop", "2x2 blocks, 90 %": "block2", "5x5 crop": "crop", "patch-wise, 50 %": "patch"}
+    trials = [
+        {"trial": number, "state": "pruned" if number == 2 else "complete", "share_spent": 1.0, "heldout_loss": loss}
+        | {"masks": words, "mask": mask, "effective_mask_ratio": 0.75, "phases": 1, "share": 0.3, "batch_size": 32}
+        | {"lr": 4e-3}
+        for number, ((words, mask), loss) in enumerate(zip(masks.items(), (0.12, 0.13, 0.2, 0.11), strict=True))
+    ]
+    confirmed = [
+        {"arm": arm, "masks": words, "seed": seed, "heldout_loss": loss, "fd_effnet_lite0": 1e4 * loss, "kid": 2.0}
+        | {"train_flops": 1e12, "compute_to_target": share}
+        for arm, words, loss, share in (
+            ("trial3", "patch-wise, 50 %", 0.11, 0.8),
+            ("paper", "2x2 blocks, 90 %", 0.115, 0.9),
+            ("scratch", "-", 0.12, 1.0),
+        )
+        for seed in (101, 102)
+    ]
+    importances = [{"parameter": "lr", "importance": 0.7}, {"parameter": "share", "importance": 0.3}]
+    for name, rows in (("trials", trials), ("confirmation", confirmed), ("importance", importances)):
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
 
 
 def run_stage(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

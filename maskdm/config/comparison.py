@@ -63,6 +63,13 @@ class Phase(Schema):
         """Whether some block sees fewer tokens than there are."""
         return self.mask is not None or self.method is not None
 
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """How a batch is divided."""
+        if self.method is None:
+            return (Group(self.batch_size, self.mask),)
+        return self.method.groups(self.batch_size, self.mask)
+
 
 Arm = Annotated[tuple[Phase, ...], Field(min_length=1)]  # in sequence: pre-training, and at last fine-tuning
 
@@ -179,7 +186,7 @@ def _check_phase(phase: Phase, model: Model, grid: tuple[int, int]) -> None:
         )
     if method:
         method.check(model.blocks)
-    for group in method.groups(phase.batch_size, phase.mask) if method else (Group(phase.batch_size, phase.mask),):
+    for group in phase.groups:
         if group.tokens(grid) < grid[0] * grid[1] and group.mask:
             model.check_mask(group.mask)
         if group.factor > 1:

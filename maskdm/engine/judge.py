@@ -5,7 +5,7 @@ processes draw and look at a share of the samples each; the main one measures, h
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from maskdm.evaluation.metrics import Reference, ReferenceKey, compare, load_ref
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.network import Network
 from maskdm.runtime.files import reading, write_atomically
-from maskdm.runtime.paths import REFERENCE
+from maskdm.runtime.paths import REFERENCE, samples_file
 from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import Reporter, Status
 from maskdm.runtime.seeding import generator
@@ -66,7 +66,7 @@ class Judge:
     plans: tuple[PhasePlan, ...]  # of the whole arm
     extractor: Extractor
     reference: Reference
-    work: Path  # where the last snapshot's first samples go
+    work: Path  # where the first samples of each snapshot go
 
     @classmethod
     def open(cls, project: Project, work: Path) -> "Judge":
@@ -90,8 +90,7 @@ class Judge:
         first = processes.gather(images[: max(0, GRID_SIDE**2 - own.start)])
         if not processes.is_main:
             return {}
-        if share == 1:
-            write_atomically(self.work / "samples.npy", lambda file: np.save(file, first))
+        write_atomically(self.work / samples_file(share), lambda file: np.save(file, first))
         images_seen, train_flops = position(self.plans, share)
         return {
             "fraction": share,
@@ -149,11 +148,12 @@ def cached(path: Path, compute: Callable[[], Row], processes: Processes = ALONE)
         return row
 
 
-def save_samples(out: Path, work: Path) -> None:
-    """The kept samples as an array, for the report, and as a picture, for MLflow."""
-    with reading(path := work / "samples.npy", f"delete {work}, and the same command draws them again"):
-        images = np.load(path)
-    write_atomically(out / "samples.npy", lambda file: np.save(file, images))
+def save_samples(out: Path, work: Path, shares: Iterable[float]) -> None:
+    """The kept samples of each snapshot as an array, for the reports, and the last ones as a picture, for MLflow."""
+    for share in shares:
+        with reading(path := work / samples_file(share), f"delete {work}, and the same command draws them again"):
+            images = np.load(path)
+        write_atomically(out / path.name, partial(np.save, arr=images))
     write_atomically(out / "grid.png", lambda file: as_grid(images).save(file, format="PNG"))
 
 

@@ -26,7 +26,7 @@ from maskdm.engine.trial import recorded, run_trial
 from maskdm.engine.workers import end_with_parent, visible_gpus
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
-from maskdm.runtime.paths import ROOT, STUDY, STUDY_REPORTS
+from maskdm.runtime.paths import ROOT, SEARCH_REPORTS, STUDY, STUDY_REPORTS
 from maskdm.runtime.processes import ALONE
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.threads import count_cores
@@ -81,7 +81,7 @@ class Place:
         return load_params(ROOT / "params.yaml").model_copy(update={"search": search})
 
 
-SMALL = Place("search", ROOT / "params.yaml", ROOT / "reports" / "search")
+SMALL = Place("search", ROOT / "params.yaml", SEARCH_REPORTS)
 LARGE = Place("large_search", STUDY, STUDY_REPORTS / "search")
 
 

@@ -81,7 +81,7 @@ def evaluate(project: Project) -> None:
     with exclusive(work), mlflow_store.live_run(ROOT, record) as run:
         judged = judge_all(judge, snapshots, lambda rows: run.log_history([*training.history, *rows]))
         result = finish(project, record, training.history, timing, judged)
-        save_samples(out, work)
+        save_samples(out, work, params.budget.snapshots)
         run.log_machine(result.machine)
         run.log_artifact(out / "grid.png")
         write_record(ROOT, result.record, result.machine)

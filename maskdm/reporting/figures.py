@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from einops import rearrange
+from einops import rearrange, reduce
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
@@ -22,9 +22,11 @@ Color = tuple[float, float, float]
 Colors = Mapping[str, Color]  # one an arm, the same in all figures; its order is the order of the legends
 
 WIDTH = 10.0  # inches
-NOUNS = {"train_flops": "compute", "train_seconds": "time"}  # what a horizontal axis may show
+NOUNS = {"train_flops": "training compute", "train_seconds": "training time", "images_seen": "images seen"}  # axes
+DRAWN = ("train_flops", "train_seconds")  # those of the figures; the HTML page has all
 BASELINE = (0.2, 0.2, 0.2)
 REMOVED = np.array([205, 214, 230], np.uint8)  # of a removed patch: a tint, so that it is not taken for grey clothes
+FADED = 0.65  # share of the tint where some blocks of the network see a removed patch
 FEW = 10  # points of a curve: up to so many are marked
 FAR = 10  # so many times as far from the baseline as the median arm: drawn, such an arm would squeeze the others
 DISPLAY_PIXELS = 1000  # least width of a picture that is drawn
@@ -90,7 +92,7 @@ def curves(measured: pd.DataFrame, colors: Colors, comparison: Comparison, metri
     """
     figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     measures = {"heldout_loss": "held-out loss", "distance": metric}
-    for row, cost in zip(figure.subplots(2, 2, sharey="col"), NOUNS, strict=True):
+    for row, cost in zip(figure.subplots(2, 2, sharey="col"), DRAWN, strict=True):
         for axes, (measure, name) in zip(row, measures.items(), strict=True):
             factor = cost_axis(axes, measured[cost].max(), cost)
             for arm, color in colors.items():
@@ -101,7 +103,7 @@ def curves(measured: pd.DataFrame, colors: Colors, comparison: Comparison, metri
                 if curve["low"].notna().any():
                     axes.fill_between(spent, curve["low"], curve["high"], color=color, alpha=0.2, lw=0)
             axes.set_ylabel(f"{name} (lower is better)")
-    _zoom(figure.axes[0], measured, comparison.baseline)
+    figure.axes[0].set_ylim(*window(measured, comparison.baseline))
     lines, labels = figure.axes[0].get_legend_handles_labels()
     labels = [
         f"{arm}\n(control of {comparison.controls[arm]})" if arm in comparison.controls else arm for arm in labels
@@ -115,12 +117,12 @@ def line_style(arm: str, comparison: Comparison) -> str:
     return "--" if arm in comparison.controls else "-"
 
 
-def _zoom(axes: Axes, measured: pd.DataFrame, baseline: str) -> None:
-    """Show what the baseline's loss does from a quarter of its compute on, not the height of pre-training."""
+def window(measured: pd.DataFrame, baseline: str) -> tuple[float, float]:
+    """Losses to show: what the baseline's does from a quarter of its compute on, not the height of pre-training."""
     losses = measured.dropna(subset="heldout_loss")
     base = losses[losses["arm"] == baseline]
     quarter = base.loc[base["train_flops"] >= 0.25 * base["train_flops"].max(), "heldout_loss"].max()
-    axes.set_ylim(0.97 * losses["heldout_loss"].min(), 1.03 * quarter)
+    return 0.97 * float(losses["heldout_loss"].min()), 1.03 * float(quarter)
 
 
 def stacked(panels: Mapping[str, tuple[float, Callable[[SubFigure], None]]]) -> Figure:
@@ -166,7 +168,7 @@ def draw_against(
     for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
         column = f"{measure}{AGAINST}"
         change = _percent(rows[column])
-        far = np.abs(change) > FAR * np.median(np.abs(change))
+        far = too_far(change)
         for place, arm in enumerate(arms):
             if far[place]:
                 edge, align = (1, "right") if change[place] > 0 else (0, "left")
@@ -187,24 +189,31 @@ def draw_against(
     axes.set_ylim(len(arms) - 0.5, -0.5)  # of both panels
 
 
+def too_far(changes: np.ndarray) -> np.ndarray:
+    """Which arms would squeeze the others, if they were drawn; bool, of the shape of `changes`."""
+    distances = np.abs(changes)
+    return distances > FAR * np.median(distances) if len(distances) else np.zeros(0, bool)
+
+
 def _percent(shares: pd.Series) -> np.ndarray:
     return 100 * (np.asarray(shares, float) - 1)
 
 
 def cost_axis(axes: Axes, largest: float, cost: str) -> float:
     """Label the horizontal axis in a unit that fits `largest`; returns what to divide by."""
-    factor, unit = _unit(largest, cost)
-    axes.set_xlabel(f"training {NOUNS[cost]} ({unit})")
+    factor, unit = axis_unit(largest, cost)
+    axes.set_xlabel(f"{NOUNS[cost]} ({unit})")
     axes.set_xlim(0, largest / factor * 1.02)
     return factor
 
 
-def _unit(largest: float, cost: str) -> tuple[float, str]:
-    if cost == "train_flops":
-        factor, prefix = si_prefix(largest)
-        return factor, f"{prefix}FLOPs"
-    units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
-    return next((unit for unit in units if largest >= 3 * unit[0]), (1.0, "seconds"))
+def axis_unit(largest: float, cost: str) -> tuple[float, str]:
+    """What to divide a cost by, and what the quotient is in, for an axis that ends at `largest`."""
+    if cost == "train_seconds":
+        units = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"))
+        return next((unit for unit in units if largest >= 3 * unit[0]), (1.0, "seconds"))
+    factor, prefix = si_prefix(largest)
+    return factor, f"{prefix}FLOPs" if cost == "train_flops" else f"{prefix} images".strip()
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -228,33 +237,54 @@ def sample_grids(panels: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def masks(images: np.ndarray, kept: Mapping[str, np.ndarray]) -> Figure:
-    """Figure 3 of the paper: the images, then a row a mask with the removed patches in one pale tint.
+def masks(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Figure 3 of the paper: the images, then a row a mask or method.
 
     Args:
-        images: uint8 [images, C, H, W].
-        kept: title -> bool [images, rows, columns] on the token grid, true where a token is kept.
+        rows: title -> uint8 [images, C, H, W], as many each.
     """
-    rows = {"training images": images} | {title: hide(images, mask) for title, mask in kept.items()}
-    figure = Figure(figsize=(WIDTH, (WIDTH / len(images) + 0.3) * len(rows)), layout="constrained")
+    count = max(map(len, rows.values()))
+    figure = Figure(figsize=(WIDTH, (WIDTH / count + 0.3) * len(rows)), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(len(rows), 1, squeeze=False).ravel(), rows.items(), strict=True):
         show(axes, tile(shown, columns=len(shown)))
         axes.set_title(title)
     return figure
 
 
-def hide(images: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Images uint8 [n, C, H, W] as RGB, without the patches where `kept` bool [n, rows, columns] is false."""
+def seen(images: np.ndarray, kept: np.ndarray | None, factor: int, faded: bool) -> np.ndarray:
+    """What a network sees of images: removed patches are in one pale tint, coarse tokens averaged.
+
+    Args:
+        images: uint8 [n, C, H, W].
+        kept: bool [n, rows, columns] on the token grid, false where a token is removed; None: all are kept.
+        factor: pixels a side that are averaged.
+        faded: whether some blocks see the removed patches: these shine through the tint.
+
+    Returns:
+        uint8 [n, C, H, W], or [n, 3, H, W] with a mask.
+    """
+    if factor > 1:
+        means = reduce(images.astype(float), "n c (h p) (w q) -> n c h w", "mean", p=factor, q=factor)
+        images = means.round().astype(np.uint8).repeat(factor, axis=2).repeat(factor, axis=3)
+    if kept is None:
+        return images
     patch = images.shape[-1] // kept.shape[-1]
     pixels = kept.repeat(patch, axis=1).repeat(patch, axis=2)[:, None]
-    return np.where(pixels, images, REMOVED[:, None, None])
+    tint, share = REMOVED[:, None, None], FADED if faded else 1.0
+    return np.where(pixels, images, (share * tint + (1 - share) * images).round().astype(np.uint8))
 
 
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images uint8 [n, C, H, W] as one picture uint8 [height, width, C], row by row, a white line between them."""
+def tile(images: np.ndarray, columns: int, line: int = 255) -> np.ndarray:
+    """Images uint8 [n, C, H, W] as one picture uint8 [height, width, C], row by row, a line between them.
+
+    Args:
+        images: grey, RGB, or one of both with an alpha channel.
+        columns: images a row.
+        line: the value of all channels of the line: white, or 0, which is transparent where there is alpha.
+    """
     missing = -len(images) % columns
-    lined = np.pad(images, ((0, missing), (0, 0), (0, 1), (0, 1)), constant_values=255)
-    lined[len(images) :] = 255
+    lined = np.pad(images, ((0, missing), (0, 0), (0, 1), (0, 1)), constant_values=line)
+    lined[len(images) :] = line
     return rearrange(lined, "(row column) c h w -> (row h) (column w) c", column=columns)[:-1, :-1]
 
 

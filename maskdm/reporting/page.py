@@ -6,10 +6,13 @@ Everything here is a function of settings, records and frames: no file is read o
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from maskdm.config.comparison import Comparison
+from maskdm.config.comparison import Comparison, Phase, method_in_words
+from maskdm.config.masks import mask_name
+from maskdm.config.method import Group
 from maskdm.config.objective import objective_name
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
@@ -30,11 +33,12 @@ NOTHING = "-"  # an empty cell
 TABLES = ("arms.csv", "trials.csv", "means.csv")
 LOSS, DISTANCE = f"heldout_loss{AGAINST}", f"distance{AGAINST}"
 CAPTIONS = {
-    "curves": "Held-out loss and distance against training compute and training time: the mean over the seeds, its "
-    "interval as a band.{controls} A band also holds what a seed does to all arms alike; the next figure takes it out.",
+    "curves": "Held-out loss and distance against what training cost: the mean over the seeds, its interval as a band."
+    "{controls} A band also holds what a seed does to all arms alike; the change against `{baseline}` leaves it out.",
     "against": "Change against `{baseline}` of the same seed, at equal compute: a dot a seed, the mean, its interval.",
     "samples": "The first samples of each arm's last snapshot, with the same noise in all arms, and held-out images.",
-    "masks": "The masks on training images; removed patches are tinted (Figure 3 of the paper).",
+    "masks": "What the network sees of training images (Figure 3 of the paper): removed patches are tinted, and faded "
+    "where some of its blocks see them.",
 }
 DEFINITIONS = """\
 ## What the numbers mean
@@ -82,6 +86,15 @@ class Answer:
     section: str
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: what its cells say, and what its rows are sorted by."""
+
+    title: str
+    cells: list[str]
+    values: list[Any]  # numbers, or text; NaN or infinity: neither first nor last, but below all others
+
+
 def answer(question: str, found: str, section: Sequence[str]) -> Answer:
     """An answer from its sentence and the blocks below it."""
     return Answer(f"*{question}* {found}", "\n\n".join([f"## {question}", f"**{found}**", *section]))
@@ -91,19 +104,29 @@ def answer(question: str, found: str, section: Sequence[str]) -> Answer:
 
 
 def headline(params: Params, summary: pd.DataFrame, dataset: str) -> str:
-    """What the best arm saves, and what its control says to that.
-
-    The best has the lowest held-out loss at equal compute, of those that are clearly below the baseline if any is.
-    """
-    rows = {row["arm"]: row for row in rows_of(summary)}
+    """What the best arm saves, and what its control says to that."""
+    rows = rows_of(summary)
     where = f"On {dataset} at {si(params.budget.train_flops, 'FLOPs')}"
-    arms = [row for arm, row in rows.items() if arm != params.baseline and arm not in params.controls]
-    if not arms:
+    best, arms = best_arm(params, summary), _rivals(params, rows)
+    if best is None:
         return f"{where} there is no arm to compare with `{params.baseline}`."
-    best = min(arms, key=lambda row: (row[f"{LOSS}_high"] >= 1, row[LOSS]))
-    control = next((rows[name] for name, arm in params.controls.items() if arm == best["arm"]), None)
+    own = [name for name, arm in params.controls.items() if arm == best["arm"]]
+    control = next((row for row in rows if row["arm"] in own), None)
     clause = _control_clause(best, control) if control else ""
     return f"{where} {_claim(best, params.baseline, alone=len(arms) == 1)}{clause}."
+
+
+def best_arm(params: Params, summary: pd.DataFrame) -> Row | None:
+    """The row of the arm that the answer is about; None if there is only the baseline.
+
+    It has the lowest held-out loss at equal compute, of those that are clearly below the baseline if any is.
+    """
+    arms = _rivals(params, rows_of(summary))
+    return min(arms, key=lambda row: (row[f"{LOSS}_high"] >= 1, row[LOSS]), default=None)
+
+
+def _rivals(params: Params, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["arm"] != params.baseline and row["arm"] not in params.controls]
 
 
 def _claim(best: Row, baseline: str, alone: bool) -> str:
@@ -158,49 +181,56 @@ def standing(summary: pd.DataFrame, baseline: str, metric: str) -> str:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def result_table(comparison: Comparison, summary: pd.DataFrame, metric: str) -> str:
+def result_columns(comparison: Comparison, summary: pd.DataFrame, metric: str) -> list[Column]:
     """What each arm comes to against the baseline."""
     rows, base = rows_of(summary), comparison.baseline
 
-    def cells(form: Callable[[Row], str]) -> list[str]:
-        return [NOTHING if row["arm"] == base else form(row) for row in rows]
+    def column(title: str, measure: str) -> Column:
+        cells = [NOTHING if row["arm"] == base else number(row, measure) for row in rows]
+        return Column(title, cells, [row[measure] for row in rows])
 
-    return table(
-        {
-            "arm": [_marked(row["arm"], comparison) for row in rows],
-            f"compute to {base}'s loss": cells(lambda row: number(row, "compute_to_target")),
-            **({f"budget to {base}'s loss": cells(_budget)} if any(_has_budgets(row) for row in rows) else {}),
-            f"loss against {base}": cells(lambda row: number(row, LOSS)),
-            f"{metric} against {base}": cells(lambda row: number(row, DISTANCE)),
-            f"seconds to {base}'s loss": cells(lambda row: number(row, "seconds_to_target")),
-        }
-    )
+    budgets = column(f"budget to {base}'s loss", "budget_to_target")
+    return [
+        _arms(comparison, rows),
+        column(f"compute to {base}'s loss", "compute_to_target"),
+        *([budgets] if summary["budget_to_target"].notna().any() else []),
+        column(f"loss against {base}", LOSS),
+        column(f"{metric} against {base}", DISTANCE),
+        column(f"seconds to {base}'s loss", "seconds_to_target"),
+    ]
 
 
-def details_table(comparison: Comparison, summary: pd.DataFrame, metric: str) -> str:
+def details_columns(comparison: Comparison, summary: pd.DataFrame, metric: str) -> list[Column]:
     """What each arm trained, what that cost, and what it ended with: means over the seeds."""
     rows = rows_of(summary)
 
-    def cells(column: str, form: Callable[[float], str]) -> list[str]:
-        return [NOTHING if pd.isna(row[column]) else form(row[column]) for row in rows]
+    def numbers(title: str, key: str, form: Callable[[float], str]) -> Column:
+        values = [row[key] for row in rows]
+        return Column(title, [NOTHING if pd.isna(value) else form(value) for value in values], values)
 
-    return table(
-        {
-            "arm": [_marked(row["arm"], comparison) for row in rows],
-            "masks": [row["masks"] or NOTHING for row in rows],
-            "removed": [_ratios(row["effective_mask_ratio"]) for row in rows],
-            "share of compute": cells("mask_share", percent),
-            "batch": [row["batch_size"] for row in rows],
-            "learning rate": [row["lr"] for row in rows],
-            "images seen": cells("images_seen", "{:,.0f}".format),
-            "seconds": cells("train_seconds", "{:,.0f}".format),
-            "images/s": cells("images_per_second", "{:,.0f}".format),
-            "peak memory": cells("peak_memory_bytes", lambda size: si(size, "B")),
-            "held-out loss": cells("heldout_loss", four_digits),
-            metric: cells("distance", four_digits),
-            **{name: cells(name, "{:.3g}".format) for name in OF_SAMPLES if name in summary},
-        }
-    )
+    def texts(title: str, cells: list[str]) -> Column:
+        return Column(title, cells, cells)
+
+    return [
+        _arms(comparison, rows),
+        texts("masks", [row["masks"] or NOTHING for row in rows]),
+        texts("removed", [_ratios(row["effective_mask_ratio"]) for row in rows]),
+        numbers("share of compute", "mask_share", percent),
+        texts("batch", [row["batch_size"] for row in rows]),
+        texts("learning rate", [row["lr"] for row in rows]),
+        numbers("images seen", "images_seen", "{:,.0f}".format),
+        numbers("seconds", "train_seconds", "{:,.0f}".format),
+        numbers("images/s", "images_per_second", "{:,.0f}".format),
+        numbers("peak memory", "peak_memory_bytes", lambda size: si(size, "B")),
+        numbers("held-out loss", "heldout_loss", four_digits),
+        numbers(metric, "distance", four_digits),
+        *(numbers(name, name, "{:.3g}".format) for name in OF_SAMPLES if name in summary),
+    ]
+
+
+def as_table(columns: Sequence[Column]) -> str:
+    """Columns in Markdown."""
+    return table({column.title: column.cells for column in columns})
 
 
 def table(columns: Mapping[str, Sequence[str]]) -> str:
@@ -219,6 +249,11 @@ def listed(names: Sequence[str], nothing: str = "no arm") -> str:
     return ", ".join(f"`{name}`" for name in names) or nothing
 
 
+def _arms(comparison: Comparison, rows: list[Row]) -> Column:
+    names = [row["arm"] for row in rows]
+    return Column("arm", [_marked(arm, comparison) for arm in names], names)
+
+
 def _marked(arm: str, comparison: Comparison) -> str:
     return f"{arm} (control of `{comparison.controls[arm]}`)" if arm in comparison.controls else arm
 
@@ -232,9 +267,17 @@ def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
         of: what it is a share of.
         seeds: whether to say how many there are.
     """
+    text, inside = mean_and_interval(row, measure, seeds)
+    if math.isinf(row[measure]):
+        return text
+    return f"{text}{of} ({inside})" if inside else f"{text}{of}"
+
+
+def mean_and_interval(row: Row, measure: str, seeds: bool = False) -> tuple[str, str]:
+    """The two parts of `number`: `69 %` and `66 to 72 %`; of a mean that is infinite how many seeds get there."""
     value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
     if math.isinf(value):
-        return _seeds_at_target(row, AT_TARGET.get(measure, "seeds_at_target"))
+        return _seeds_at_target(row, AT_TARGET.get(measure, "seeds_at_target")), ""
     if measure in (LOSS, DISTANCE):
         text, ends = f"{_points(value)} %", f"{_points(low)} to {_points(high)} %"
     else:
@@ -242,8 +285,20 @@ def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
     count = f"{row['seeds']} seeds"
     if math.isnan(low):
         ends, count = "", "one seed, hence no interval"
-    inside = ", ".join(filter(None, [ends, count if seeds else ""]))
-    return f"{text}{of} ({inside})" if inside else f"{text}{of}"
+    return text, ", ".join(filter(None, [ends, count if seeds else ""]))
+
+
+def group_in_words(phase: Phase, group: Group, grid: tuple[int, int]) -> str:
+    """What a group of images of a phase shows: `2x2 blocks, 90 % (removed: 87.5 %)`."""
+    removed = percent(1 - group.tokens(grid) / (grid[0] * grid[1]))
+    if len(phase.groups) == 1:
+        return f"{method_in_words(phase)} (removed: {removed})"
+    shown = mask_name(group.mask) if group.mask else "whole images"
+    if group.factor > 1:
+        shown = f"{group.factor}x{group.factor} as one"
+    low, high = group.noise
+    levels = "" if high - low == 1 else f" at {100 * low:.3g} to {percent(high)} of the noise levels"
+    return f"{method_in_words(phase)}: {shown}{levels} (removed: {removed})"
 
 
 def _points(ratio: float) -> str:
@@ -279,19 +334,23 @@ def comparison_blocks(params: Params, summary: pd.DataFrame, metric: str, figure
         figures: paths of the figures from the page, without the suffix; the last part of a name has a caption.
     """
     return [
-        result_table(params, summary, metric),
+        as_table(result_columns(params, summary, metric)),
         standing(summary, params.baseline, metric),
         *(figure(path, params) for path in figures),
-        details_table(params, summary, metric),
+        as_table(details_columns(params, summary, metric)),
     ]
 
 
 def figure(path: str, comparison: Comparison) -> str:
     """A figure with its caption."""
     stem = path.rpartition("/")[2]
+    return f"![{stem}]({path}.png)\n\n{caption(stem.rpartition('_')[2], comparison)}"
+
+
+def caption(name: str, comparison: Comparison) -> str:
+    """What a figure of `CAPTIONS` shows."""
     controls = " Controls are dashed." if comparison.controls else ""
-    caption = CAPTIONS[stem.rpartition("_")[2]].format(baseline=comparison.baseline, controls=controls)
-    return f"![{stem}]({path}.png)\n\n{caption}"
+    return CAPTIONS[name].format(baseline=comparison.baseline, controls=controls)
 
 
 def definitions(params: Params, metric: str, times: StepTimes, measured_with: Row, measures: Iterable[str]) -> str:
@@ -309,7 +368,7 @@ def definitions(params: Params, metric: str, times: StepTimes, measured_with: Ro
         stand_in="" if metric == "fid" else f" (`{metric}` is a stand-in, not FID)",
         density=_density(params.evaluation.nearest_k, measured_with) if "density" in measures else "",
         machine=times.machine,
-        setup=_setup(measured_with),
+        setup=setup(measured_with),
         control=CONTROL if params.controls else "",
         budget=BUDGET if "budget_to_target" in measures else "",
     )
@@ -331,7 +390,7 @@ def _density(nearest_k: int, row: Row) -> str:
     return DENSITY.format(coverage=f"{coverage:.3g}", nearest_k=nearest_k)
 
 
-def _setup(row: Row) -> str:
+def setup(row: Row) -> str:
     """How the distances were measured: a distance means nothing without it."""
     eta = f", eta {row['eta']:g}" if row["sampler"] == "ddim" else ""
     guidance = f", guidance scale {row['guidance_scale']:g}" if row["guidance_scale"] != 1 else ""
@@ -372,15 +431,16 @@ def default_page(
         f"# Does masked pre-training pay on {dataset['name']}?",
         f"**{headline(params, summary, dataset['name'])}**",
         *comparison_blocks(params, summary, metric, figures),
-        _floor(reference, metric, measured_with["samples"]),
-        _compared(params, recipe, dataset, num_parameters),
+        floor(reference, metric, measured_with["samples"]),
+        compared(params, recipe, dataset, num_parameters),
         definitions(params, metric, times, measured_with, {*shown(summary), *reference["floor"]}),
         in_numbers("default", TABLES),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int | None) -> str:
+def compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int | None) -> str:
+    """The data, the network, the recipe, the budget and the arms, once a page."""
     model, optimisation = params.model, recipe.optimisation
     rows, columns = params.grid
     size = f", {si(num_parameters, '')} parameters" if num_parameters else ""
@@ -408,7 +468,7 @@ def _overlap(dataset: Row) -> str:
     return text + (f" ({left_out:,} copies were left out)" if left_out else "")
 
 
-def _floor(reference: Row, metric: str, samples: int) -> str:
+def floor(reference: Row, metric: str, samples: int) -> str:
     """What the distance is between real images, and how to read it where there are fewer of them than samples."""
     floor, images = reference["floor"], reference["floor_images"] + reference["floor_training_images"]
     others = "".join(f", {name} {floor[name]:.3g}" for name in OF_SAMPLES if name in floor)

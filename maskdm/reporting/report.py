@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
-from maskdm.config.masks import effective_mask_ratio, mask_name
 from maskdm.config.params import Params
 from maskdm.config.reading import load_block, load_params, recipe_of
+from maskdm.config.recipe import Recipe
 from maskdm.config.study import DEFAULT, Part, Parts
 from maskdm.datasets.prepared import PreparedData
 from maskdm.reporting import analysis, figures, methods_sections, page, study_sections
@@ -27,9 +27,10 @@ from maskdm.runtime.paths import (
     STUDY,
     STUDY_REPORTS,
     STUDY_STEP_TIME,
+    samples_file,
     stage_folder,
 )
-from maskdm.runtime.units import percent, si
+from maskdm.runtime.units import si
 from maskdm.tracking.records import StepTimes, distance_metric, read_records, read_step_times
 
 REPORTS = ROOT / "reports"
@@ -46,12 +47,17 @@ class Analysed:
 
     name: str
     params: Params
-    dataset: str  # its name
+    data: dict[str, Any]  # of a record: name, sha256 and the like
     metric: str  # the name of the distance
     measured_with: dict[str, Any]  # of `analysis.measured_with`
     curves: pd.DataFrame
     trials: pd.DataFrame
     arms: pd.DataFrame  # of `analysis.summary`
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return str(self.data["name"])
 
     @property
     def colors(self) -> figures.Colors:
@@ -87,12 +93,43 @@ def analyse(
     trials = analysis.trials(name, params, records, curves, shorter)
     record, _ = analysis.find_trial(name, params.baseline, params.seeds[0], records)
     metric = distance_metric(record.history[-1])
-    return Analysed(
-        name, params, str(record.data["name"]), metric, measured_with, curves, trials, analysis.summary(trials)
-    )
+    return Analysed(name, params, record.data, metric, measured_with, curves, trials, analysis.summary(trials))
 
 
 # --- the default comparison ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Default:
+    """The comparison of `params.yaml` with all that its pages are made from."""
+
+    recipe: Recipe
+    images: PreparedData
+    records: Records
+    times: StepTimes
+    reference: dict[str, Any]  # `records/reference.json`
+    found: Analysed
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Of the network; None: not known."""
+        params = self.found.params
+        record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], self.records)
+        return record.params.get("num_parameters")
+
+
+def open_default() -> Default:
+    """Read and analyse what the stages of the default comparison left.
+
+    Raises:
+        MaskDMError: a file is missing or damaged, or does not fit the others.
+    """
+    params = load_params(ROOT / "params.yaml")
+    images, recipe = PreparedData.open(PREPARED), recipe_of(params, ROOT)
+    records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
+    with reading(REFERENCE_RECORD, WRITTEN):
+        reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
+    return Default(recipe, images, records, times, reference, analyse(DEFAULT, params, records, times, reference))
 
 
 def write_default() -> list[Path]:
@@ -101,29 +138,24 @@ def write_default() -> list[Path]:
     Raises:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
-    params = load_params(ROOT / "params.yaml")
-    data, recipe = PreparedData.open(PREPARED), recipe_of(params, ROOT)
-    records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
-    with reading(REFERENCE_RECORD, WRITTEN):
-        reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
-    found = analyse(DEFAULT, params, records, times, reference)
+    opened = open_default()
+    found, params = opened.found, opened.found.params
     with figures.style():
         drawn = {
             "curves": found.draw_curves(),
             "against": figures.stacked({"": found.against}),
-            "samples": figures.sample_grids(read_samples(params, data)),
-            "masks": draw_masks(params, data),
+            "samples": figures.sample_grids(read_samples(params, opened.images)),
+            "masks": figures.masks(read_masks(params, opened.images)),
         }
-    record, _ = analysis.find_trial(DEFAULT, params.baseline, params.seeds[0], records)
     text = page.default_page(
         params,
-        recipe,
-        data.info,
-        record.params.get("num_parameters"),
-        times,
+        opened.recipe,
+        opened.images.info,
+        opened.num_parameters,
+        opened.times,
         found.arms,
         found.metric,
-        reference,
+        opened.reference,
         found.measured_with,
         [f"{DEFAULT}/{name}" for name in drawn],
     )
@@ -148,33 +180,61 @@ def read_samples(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
     """
     panels = {}
     for arm in analysis.ordered_arms(params):
-        path = stage_folder("evaluate", arm, params.seeds[0]) / "samples.npy"
+        path = stage_folder("evaluate", arm, params.seeds[0]) / samples_file(1)
         with reading(path, WRITTEN):
             panels[arm] = np.load(path)[:PANEL]
     return panels | {"real, held out": data.heldout[:PANEL]}
 
 
-def draw_masks(params: Params, data: PreparedData) -> Figure:
-    """Whole training images, and below them what every mask of the settings leaves visible.
+def read_masks(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
+    """Training images, and below them what the network sees of them in every phase that shows less.
+
+    Returns:
+        Title -> uint8 [images, C, H, W].
 
     Raises:
         MaskDMError: the file of masks is missing or lacks one.
     """
-    kept: dict[str, np.ndarray] = {}
     with reading(MASKS, WRITTEN), np.load(MASKS) as file:
         masks = dict(file)
+    images = data.train[:MASKED_IMAGES]
+    rows = {"training images": images}
     for arm, phases in params.arms.items():
-        masked = [(index, phase.mask) for index, phase in enumerate(phases) if phase.mask]
-        for index, mask in masked:
-            if f"{arm}/{index}" not in masks:
-                raise MaskDMError(f"{MASKS}: {arm}/{index} is missing; {WRITTEN}")
-            title = arm if len(masked) == 1 else f"{arm}, phase {index + 1}"
-            removed = percent(effective_mask_ratio(mask, params.grid))
-            kept[f"{title}: {mask_name(mask)} (removed: {removed})"] = masks[f"{arm}/{index}"][:MASKED_IMAGES]
-    return figures.masks(data.train[:MASKED_IMAGES], kept)
+        less = [(index, phase) for index, phase in enumerate(phases) if phase.shows_less]
+        for index, phase in less:
+            title = arm if len(less) == 1 else f"{arm}, phase {index + 1}"
+            for number, group in enumerate(phase.groups):
+                key = f"{arm}/{index}/{number}"
+                if group.mask and key not in masks:
+                    raise MaskDMError(f"{MASKS}: {key} is missing; {WRITTEN}")
+                kept = masks[key][: len(images)] if group.mask else None
+                apart = phase.method is not None and phase.method.needs_blocks  # some blocks see all there is
+                rows[f"{title}: {page.group_in_words(phase, group, params.grid)}"] = figures.seen(
+                    images, kept, 1 if apart else group.factor, faded=apart
+                )
+    return rows
 
 
 # --- the study ----------------------------------------------------------------------------------------------
+
+
+def analyse_study(default: Params, parts: Mapping[str, Part]) -> list[Analysed]:
+    """The parts whose trials are all recorded, in the order of `parts`.
+
+    Those of a series are analysed from the smallest budget on: each is seen beside the ones before it.
+
+    Raises:
+        MaskDMError: a file is missing or damaged, or does not fit the others.
+    """
+    records = read_records(ROOT, ("study",))
+    params = {name: part.params(default) for name, part in parts.items()}
+    complete = [name for name, own in params.items() if analysis.is_complete(name, own, records)]
+    found: dict[str, Analysed] = {}
+    for name in sorted(complete, key=lambda name: params[name].budget.train_flops):
+        series = parts[name].series
+        shorter = [each.trials for key, each in found.items() if series and parts[key].series == series]
+        found[name] = analyse(name, params[name], records, read_step_times(STUDY_STEP_TIME), shorter=shorter)
+    return [found[name] for name in complete]
 
 
 def write_study() -> None:
@@ -183,36 +243,20 @@ def write_study() -> None:
     Raises:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
-    default, parts = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root
-    times = read_step_times(STUDY_STEP_TIME)
-    found = analyse_parts(parts, {name: part.params(default) for name, part in parts.items()}, times)
+    parts, times = load_block(Parts, "parts", STUDY).root, read_step_times(STUDY_STEP_TIME)
+    found = analyse_study(load_params(ROOT / "params.yaml"), parts)
     for name, head in study_sections.HEADS.items():
         own = {key: part for key, part in parts.items() if part.page == name}
         write_text(REPORTS / f"{name}.md", study_page(name, head, own, found, times))
     for table in TABLES if found else ():
-        write_csv(STUDY_REPORTS / f"{table}.csv", pd.concat([getattr(each, table) for each in found.values()]))
-
-
-def analyse_parts(parts: Mapping[str, Part], params: Mapping[str, Params], times: StepTimes) -> dict[str, Analysed]:
-    """What the trials of the complete parts say, in the order of the parts.
-
-    Those of a series are analysed from the smallest budget on: each is seen beside the ones before it.
-    """
-    records = read_records(ROOT, ("study",))
-    done = [name for name in parts if analysis.is_complete(name, params[name], records)]
-    found: dict[str, Analysed] = {}
-    for name in sorted(done, key=lambda name: params[name].budget.train_flops):
-        series = parts[name].series
-        shorter = [each.trials for key, each in found.items() if series and parts[key].series == series]
-        found[name] = analyse(name, params[name], records, times, shorter=shorter)
-    return {name: found[name] for name in done}
+        write_csv(STUDY_REPORTS / f"{table}.csv", pd.concat([getattr(each, table) for each in found]))
 
 
 def study_page(
-    page_name: str, head: str, parts: Mapping[str, Part], analysed: Mapping[str, Analysed], times: StepTimes
+    page_name: str, head: str, parts: Mapping[str, Part], analysed: Sequence[Analysed], times: StepTimes
 ) -> str:
     """A page: every answer in a line, then at length."""
-    done = [found for name, found in analysed.items() if name in parts]
+    done = [found for found in analysed if found.name in parts]
     answers = [write_part(parts[found.name], found) for found in done]
     if done:
         with figures.style():
@@ -224,7 +268,7 @@ def study_page(
         "\n".join(f"- {answer.in_short}" for answer in answers),
         f"![against](study/{page_name}_against.png)\n\n{study_sections.AGAINST}" if done else "",
         *(answer.section for answer in answers),
-        study_sections.missing([name for name in parts if name not in analysed]),
+        study_sections.missing([name for name in parts if name not in {found.name for found in done}]),
         define(done, times) if done else "",
         page.in_numbers("study", [f"{name}.csv" for name in TABLES]) if done else "",
     ]
@@ -233,10 +277,10 @@ def study_page(
 
 def study_answers(done: Sequence[Analysed]) -> list[page.Answer]:
     """What the study's page says beside its parts."""
-    agreement = study_sections.agreement_answer(
-        {found.name: found.params for found in done}, {found.name: found.trials for found in done}
-    )
-    return [*([agreement] if done else []), *write_others()]
+    if not done:
+        return write_others()
+    params, trials = {found.name: found.params for found in done}, {found.name: found.trials for found in done}
+    return [study_sections.agreement_answer(params, trials), *write_others()]
 
 
 def methods_answers(parts: Mapping[str, Part], done: Sequence[Analysed]) -> list[page.Answer]:

@@ -9,12 +9,22 @@ import pandas as pd
 
 from maskdm.config.params import Params
 from maskdm.reporting.analysis import Records, compute_to_target
+from maskdm.reporting.page import Column
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reading
 from maskdm.runtime.units import four_digits, percent, si
 from maskdm.tracking.records import Record, distance_metric
 
 SHOWN = 5  # trials in the table of the page
+TITLES = {  # of the columns of the trials
+    "trial": "trial",
+    "masks": "masks",
+    "share": "share of compute",
+    "batch_size": "batch",
+    "lr": "learning rate",
+    "heldout_loss": "held-out loss",
+    "state": "state",
+}
 CAPTION = """\
 First the held-out loss of each trial, a pruned one where it was stopped, and the best so far against the compute of \
 all trials up to then. Second their learning curves, and the best loss that any of them had at each compute: the \
@@ -79,18 +89,16 @@ def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best
         best: the text of `best.yaml`.
     """
     complete = trials[trials["state"] == "complete"].sort_values("heldout_loss")
-    settings, pruned = params.search, len(trials) - len(complete)
     shown = complete.head(SHOWN)[["trial", "masks", "share", "batch_size", "lr", "heldout_loss"]]
     return (
         "\n\n".join(
             [
                 "# The search for a pre-training",
-                f"{len(trials)} trials of {si(settings.train_flops, 'FLOPs')} each, all with seed {settings.seed}; "
-                f"pruned, after their masked phases: {pruned}. The best:",
+                f"{summary(params, trials)} The best:",
                 f"```yaml\n{best.strip()}\n```",
                 "## With other seeds",
                 verdict(confirmed),
-                arms_table(confirmed).to_markdown(index=False, disable_numparse=True),
+                confirmed_table(confirmed),
                 caution(params, confirmed),
                 "## The best trials",
                 shown.to_markdown(index=False, floatfmt=".4g"),
@@ -99,6 +107,25 @@ def markdown(params: Params, trials: pd.DataFrame, confirmed: pd.DataFrame, best
         )
         + "\n"
     )
+
+
+def summary(params: Params, trials: pd.DataFrame) -> str:
+    """How much was searched."""
+    settings, pruned = params.search, int((trials["state"] != "complete").sum())
+    return (
+        f"{len(trials)} trials of {si(settings.train_flops, 'FLOPs')} each, all with seed {settings.seed}; "
+        f"pruned, after their masked phases: {pruned}."
+    )
+
+
+def trial_columns(trials: pd.DataFrame) -> list[Column]:
+    """All trials as a table, the best first, pruned ones last."""
+    trials = trials.sort_values(["state", "heldout_loss"])
+    return [
+        Column(title, [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values], values)
+        for key, title in TITLES.items()
+        for values in [trials[key].tolist()]
+    ]
 
 
 def verdict(confirmed: pd.DataFrame) -> str:
@@ -129,6 +156,11 @@ def arms_table(confirmed: pd.DataFrame) -> pd.DataFrame:
         row |= {title: _mean_and_range(runs[column]) for column, title in columns.items()}
         rows.append(row | {"compute to scratch's loss": _share_and_range(runs["compute_to_target"])})
     return pd.DataFrame(rows)
+
+
+def confirmed_table(confirmed: pd.DataFrame) -> str:
+    """`arms_table` in Markdown."""
+    return arms_table(confirmed).to_markdown(index=False, disable_numparse=True)
 
 
 def _mean_and_range(values: pd.Series) -> str:

@@ -11,6 +11,8 @@ STEP_TIME = ROOT / "records" / "step_time.json"
 STUDY = ROOT / "study" / "params.yaml"
 STUDY_REPORTS = ROOT / "reports" / "study"
 STUDY_STEP_TIME = ROOT / "records" / "study_step_time.json"
+SEARCH_REPORTS = ROOT / "reports" / "search"
+INDEX = ROOT / "reports" / "index.html"
 
 
 def own_project() -> Path:
@@ -26,6 +28,11 @@ def own_project() -> Path:
 def stage_folder(stage: str, arm: str, seed: int) -> Path:
     """What a stage of `params.yaml` leaves of one trial."""
     return ROOT / "runs" / stage / arm / str(seed)
+
+
+def samples_file(share: float) -> str:
+    """The first samples of the snapshot at a share of the budget, in the folder of `evaluate`."""
+    return "samples.npy" if share == 1 else f"samples-{share}.npy"
 
 
 def work_folder(stage: str, arm: str, seed: int, identity: str) -> Path:

@@ -6,7 +6,9 @@ import pytest
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.engine.judge import as_grid, cached, position
+from maskdm.engine.judge import as_grid, cached, position, save_samples
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.paths import samples_file
 from maskdm.training.plan import plan_finetune, plan_pretrain
 
 
@@ -29,6 +31,18 @@ def test_a_snapshot_stands_where_its_phase_took_it(params: Params, recipe: Recip
     assert half[1] == pytest.approx(0.5 * params.budget.train_flops, rel=0.02)
     assert end == (plans[-1].images_seen(plans[-1].steps), plans[-1].train_flops(plans[-1].steps))
     assert half[0] < end[0]
+
+
+def test_the_samples_of_every_snapshot_are_kept(tmp_path: Path) -> None:
+    work, out, shares = tmp_path / "work", tmp_path / "out", (0.5, 1.0)
+    work.mkdir()
+    for level, share in enumerate(shares):
+        np.save(work / samples_file(share), np.full((64, 1, 8, 8), level, np.uint8))
+    save_samples(out, work, shares)
+    assert [np.load(out / samples_file(share)).max() for share in shares] == [0, 1]
+    assert (out / "grid.png").is_file()
+    with pytest.raises(MaskDMError, match=r"samples-0\.25\.npy: no such file; delete .*work"):
+        save_samples(out, work, (0.25, *shares))
 
 
 @pytest.mark.parametrize(("count", "channels", "mode"), [(64, 1, "L"), (64, 3, "RGB"), (20, 1, "L"), (3, 3, "RGB")])

@@ -170,12 +170,25 @@ def test_hidden_patches_are_tinted_and_kept_ones_untouched(channels: int) -> Non
     given = images(channels)
     kept = np.zeros((4, 2, 2), bool)
     kept[:, 0, 1] = True
-    hidden = figures.hide(given, kept)
+    hidden = figures.seen(given, kept, factor=1, faded=False)
     assert hidden.shape == (4, 3, 8, 8)
     assert hidden.dtype == np.uint8
     assert np.array_equal(hidden[:, :, :4, 4:], np.broadcast_to(given[:, :, :4, 4:], (4, 3, 4, 4)))
     assert (hidden[:, :, 4:] == figures.REMOVED[:, None, None]).all()
     assert (hidden[:, :, :, :4] == figures.REMOVED[:, None, None]).all()
+
+
+def test_patches_that_some_blocks_see_shine_through_the_tint() -> None:
+    given, kept = np.zeros((4, 1, 8, 8), np.uint8), np.zeros((4, 2, 2), bool)
+    faded = figures.seen(given, kept, factor=1, faded=True)
+    assert (faded == (figures.FADED * figures.REMOVED[:, None, None]).round()).all()
+
+
+def test_coarse_tokens_are_averages_of_their_pixels() -> None:
+    given = images()
+    coarse = figures.seen(given, None, factor=4, faded=False)
+    assert coarse.shape == given.shape
+    assert (coarse[:, :, :4, :4] == given[:, :, :4, :4].mean(axis=(2, 3), keepdims=True).round()).all()
 
 
 def test_every_panel_of_samples_has_its_title() -> None:
@@ -185,7 +198,7 @@ def test_every_panel_of_samples_has_its_title() -> None:
 
 
 def test_the_figure_of_the_masks_has_the_images_and_a_row_a_mask() -> None:
-    figure = figures.masks(images(), {"one": np.ones((4, 2, 2), bool), "two": np.zeros((4, 2, 2), bool)})
+    figure = figures.masks({"training images": images(), "one": images(3), "two": images()})
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["training images", "one", "two"]
 
 

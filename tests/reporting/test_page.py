@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pytest
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.config.study import Part
 from maskdm.reporting import analysis, page, report
-from maskdm.tracking.records import read_records, write_record, write_step_times
+from maskdm.tracking.records import read_records, write_step_times
 from pipeline.report import main
 from tests.comparison import (
     DATASET,
@@ -29,7 +27,9 @@ from tests.comparison import (
     run_stage,
     settings,
     without,
+    write_parts,
     write_project,
+    write_settings_of_parts,
 )
 
 
@@ -154,6 +154,29 @@ def test_what_is_clear_is_said_by_both_measures(params: Params) -> None:
     assert distance.startswith("- fid at equal compute, against `scratch`: lower for ")
     alone = analysed(Params.model_validate(settings() | {"seeds": [1]})).arms
     assert page.standing(alone, "scratch", "fid").startswith("One seed an arm: there are no intervals")
+
+
+METHODS: dict[str, Any] = {
+    "routed": {"mask": {"strategy": "patch", "ratio": 0.5}, "method": {"name": "route", "first": 1, "last": 1}},
+    "sized": {"method": {"name": "sized_to_noise", "levels": [{"until": 0.5, "crop": 4}, {"until": 1, "factor": 2}]}},
+}
+
+
+def test_a_picture_of_every_group_says_what_it_shows() -> None:
+    own, dense = settings(), {"batch_size": 32}
+    arms = {arm: [method | {"share": 0.5, "batch_size": 32}, dense] for arm, method in METHODS.items()}
+    params = Params.model_validate(own | {"arms": {"scratch": [dense]} | arms, "controls": {}})
+    said = [
+        page.group_in_words(phase, group, params.grid)
+        for arm in METHODS
+        for phase in params.arms[arm][:1]
+        for group in phase.groups
+    ]
+    assert said == [
+        "route, patch-wise, 50 % (removed: 50 %)",
+        "sized-to-noise: 4x4 crop at 0 to 50 % of the noise levels (removed: 75 %)",
+        "sized-to-noise: 2x2 as one at 50 to 100 % of the noise levels (removed: 75 %)",
+    ]
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -382,18 +405,9 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     once = part | {"question": "And at its end?", "budget": {"train_flops": 36e12, "snapshots": [1.0]}, "series": None}
     half = part | {"question": "And with half of it?", "budget": {"train_flops": 18e12, "snapshots": [1.0]}}
     rivals = once | {"question": "Which method?", "page": "methods"}
-    (run / "study").mkdir()
     parts = {"first": part, "second": once, "third": part, "half": half, "rivals": rivals}
-    (run / "study" / "params.yaml").write_text(json.dumps({"parts": parts}))
-    own = Params.model_validate(whole)
-    seconds: dict[str, list[float]] = {}
-    for name in ("first", "second", "half", "rivals"):
-        params = Part.model_validate(parts[name]).params(own)
-        for record, machine in make_records(params, name=name):
-            assert machine is not None
-            write_record(run, of_before(record) if name == "first" else record, machine)
-        seconds |= make_times(params, name).seconds
-    write_step_times(run / "records" / "study_step_time.json", replace(make_times(own), seconds=seconds))
+    write_settings_of_parts(run, parts)
+    write_parts(run, whole, {name: block for name, block in parts.items() if name != "third"}, before="first")
     monkeypatch.setattr(sys, "argv", ["report", "--study"])
     main()
 
@@ -429,8 +443,7 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
 
 
 def test_a_study_of_which_nothing_was_run_has_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run / "study").mkdir()
-    (run / "study" / "params.yaml").write_text(json.dumps({"parts": {}}))
+    write_settings_of_parts(run, {})
     write_step_times(run / "records" / "study_step_time.json", make_times(Params.model_validate(settings())))
     monkeypatch.setattr(sys, "argv", ["report", "--study"])
     report.write_study()
