@@ -1,0 +1,73 @@
+"""`plan` and `profile`: what a profile will do, and which one `dvc repro` runs."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from maskdm.cli.output import AsJson, print_json
+from maskdm.cli.project import PARAMS, PROFILES, complete_profile, enter_project, profile_path, read_params
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import write_atomically
+
+
+def plan(
+    profile: Annotated[
+        str | None,
+        typer.Argument(help="A name in `profiles/`; without it, `params.yaml`.", autocompletion=complete_profile),
+    ] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="Only what is left to do, and how long that takes.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what every arm will train and how long that takes here. Nothing is trained.
+
+    The time comes from a burst of real training steps, about two seconds for each kind of phase.
+
+    ```sh
+    maskdm plan              # params.yaml: steps, images, FLOPs, time of every phase
+    maskdm plan celeba64     # another profile
+    maskdm plan --brief      # what `dvc repro` has left to do, in one line
+    maskdm plan --json | jq '.phases[].seconds'
+    ```
+    """
+    enter_project()
+    params = read_params(profile)
+    from maskdm.config.reading import recipe_of
+
+    recipe = recipe_of(params)
+    from maskdm.engine.dry_run import as_rows, dry_run, table
+    from maskdm.engine.outlook import outlook
+    from maskdm.runtime.device import choose_device  # here: no other command waits for torch
+
+    device = choose_device()
+    phases = [] if brief else dry_run(params, recipe, device)
+    said = outlook(params, recipe, device)
+    if as_json:
+        print_json({"phases": as_rows(phases), "outlook": said})
+        return
+    if phases:
+        print(table(phases))
+    print(said)
+
+
+def profile(
+    name: Annotated[str, typer.Argument(help="A name in `profiles/`.", autocompletion=complete_profile)],
+) -> None:
+    """Make a profile the one that `dvc repro` runs: copy it to `params.yaml`.
+
+    Edits of `params.yaml` that no profile holds are not overwritten.
+
+    ```sh
+    maskdm profile celeba64
+    ```
+    """
+    enter_project()
+    path = profile_path(name)
+    params = read_params(name)
+    if PARAMS.is_file() and PARAMS.read_bytes() not in {p.read_bytes() for p in PROFILES.glob("*.yaml")}:
+        raise MaskDMError(
+            f"{PARAMS} has edits that no file in {PROFILES}/ holds; keep them as {PROFILES}/<name>.yaml, "
+            f"or undo them (git checkout {PARAMS}), then select again"
+        )
+    write_atomically(PARAMS, lambda file: file.write(path.read_bytes()))
+    print(f"{PARAMS} is now {path} ({', '.join(params.arms)}); run it with `dvc repro`", file=sys.stderr)
