@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from maskdm.cli import planning, searching, store, weights
+from maskdm.cli import evaluating, planning, sampling, searching, store, training, weights
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
@@ -35,7 +35,11 @@ app = typer.Typer(
 PLAN, RUN, WEIGHTS, LOOK = "Before training", "Training", "Weights and images", "Results and housekeeping"
 app.command("plan", rich_help_panel=PLAN)(planning.plan)
 app.command("profile", rich_help_panel=PLAN)(planning.profile)
+app.command("train", rich_help_panel=RUN)(training.train)
 app.command("search", rich_help_panel=RUN)(searching.search)
+app.command("sample", rich_help_panel=WEIGHTS)(sampling.sample)
+app.command("interpolate", rich_help_panel=WEIGHTS)(sampling.interpolate)
+app.command("evaluate", rich_help_panel=WEIGHTS)(evaluating.evaluate)
 app.command("import-weights", rich_help_panel=WEIGHTS)(weights.import_weights)
 app.command("sync", rich_help_panel=LOOK)(store.sync)
 app.command("ui", rich_help_panel=LOOK)(store.ui)

@@ -15,6 +15,7 @@ SOURCES = {
     "search": "dvc.yaml:search",
     "large_search": "study/dvc.yaml:large_search",
     "tuning": "study/dvc.yaml:tuning",
+    "train": "maskdm train {folder}",
 }
 
 

@@ -1,12 +1,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.engine.judge import as_grid, cached, position
+from maskdm.engine.judge import cached, position
 from maskdm.training.plan import plan_finetune, plan_pretrain
 
 
@@ -29,14 +28,3 @@ def test_a_snapshot_stands_where_its_phase_took_it(params: Params, recipe: Recip
     assert half[1] == pytest.approx(0.5 * params.budget.train_flops, rel=0.02)
     assert end == (plans[-1].images_seen(plans[-1].steps), plans[-1].train_flops(plans[-1].steps))
     assert half[0] < end[0]
-
-
-@pytest.mark.parametrize(("count", "channels", "mode"), [(64, 1, "L"), (64, 3, "RGB"), (20, 1, "L"), (3, 3, "RGB")])
-def test_the_grid_shows_whole_rows_enlarged_without_smoothing(count: int, channels: int, mode: str) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (count, channels, 16, 16)).astype(np.uint8)
-    grid = as_grid(images)
-    assert grid.mode == mode
-    across = min(count, 8)
-    assert grid.size == (64 * across, 64 * max(1, count // 8))
-    corner = np.asarray(grid)[0, 4]
-    assert np.array_equal(np.atleast_1d(corner), images[0, :, 0, 1])
