@@ -2,24 +2,39 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from maskdm.cli import evaluating, planning, sampling, searching, store, training, weights
+from maskdm.cli import comparing, doctor, evaluating, planning, sampling, searching, store, training, weights
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
 
 
 class OneLine(TyperGroup):
-    """Runs a command so that bad input and Ctrl-C are one line; Typer itself would drop what Ctrl-C has to say."""
+    """Runs a command so that bad input, Ctrl-C and a closed pipe are one line; Typer would end without a word."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
-        with exit_with_one_line():
-            return super().invoke(ctx)
+        with exit_with_one_line(), _closed_pipe_in_one_line():
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+
+
+@contextmanager
+def _closed_pipe_in_one_line() -> Iterator[None]:
+    """End with one line where the reader of the output has gone: `maskdm compare ... | head -1`."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at exit would fail again
+        print("error: the reader of the output has gone; not all was written", file=sys.stderr)
+        raise SystemExit(CLOSED_PIPE) from None
 
 
 app = typer.Typer(
@@ -36,11 +51,15 @@ PLAN, RUN, WEIGHTS, LOOK = "Before training", "Training", "Weights and images", 
 app.command("plan", rich_help_panel=PLAN)(planning.plan)
 app.command("profile", rich_help_panel=PLAN)(planning.profile)
 app.command("train", rich_help_panel=RUN)(training.train)
+app.command("reproduce", rich_help_panel=RUN)(comparing.reproduce)
 app.command("search", rich_help_panel=RUN)(searching.search)
 app.command("sample", rich_help_panel=WEIGHTS)(sampling.sample)
 app.command("interpolate", rich_help_panel=WEIGHTS)(sampling.interpolate)
 app.command("evaluate", rich_help_panel=WEIGHTS)(evaluating.evaluate)
+app.command("export", rich_help_panel=WEIGHTS)(weights.export)
 app.command("import-weights", rich_help_panel=WEIGHTS)(weights.import_weights)
+app.command("compare", rich_help_panel=LOOK)(comparing.compare)
+app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command("sync", rich_help_panel=LOOK)(store.sync)
 app.command("ui", rich_help_panel=LOOK)(store.ui)
 
@@ -62,16 +81,9 @@ def about() -> None:
 
 def main() -> None:
     """Run the command line of this process."""
-    try:
-        with exit_with_one_line():
-            status = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at exit would fail again
-        print("error: the reader of the output has gone; not all was written", file=sys.stderr)
-        status = CLOSED_PIPE
-    if status:
-        raise SystemExit(status)
+    with exit_with_one_line():
+        if status := _run():
+            raise SystemExit(status)
 
 
 def _run() -> int:

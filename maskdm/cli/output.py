@@ -30,7 +30,10 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
     for row in rows:
         table.add_row(*row.values())
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    Console(width=width, markup=False, highlight=False).print(table)
+    console = Console(width=width, markup=False, highlight=False)
+    with console.capture() as captured:  # rich itself would end the process at a closed pipe
+        console.print(table)
+    print(captured.get(), end="")
 
 
 def _finite(content: Any) -> Any:

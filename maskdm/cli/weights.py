@@ -1,9 +1,43 @@
-"""`import-weights`: a network of MaskDM's authors as one of this suite."""
+"""`export` and `import-weights`: trained weights for other programs, and from MaskDM's authors."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from maskdm.cli.output import AsJson, print_json
+from maskdm.cli.sampling import Out, RecipeName, Source, open_weights
+
+
+def export(
+    source: Source,
+    out: Out = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write `network.onnx` too, checked with ONNX Runtime; needs `maskdm[onnx]`.")
+    ] = False,
+    recipe: RecipeName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write trained weights as a pipeline of diffusers: config, safetensors, and how they are sampled.
+
+    Without `--out` the folder is `exports/<weights>` in the working folder. In Python, with this package installed:
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)(num_images=4).images`.
+
+    ```sh
+    maskdm export crops
+    maskdm export crops/2 --out for-the-web --onnx
+    ```
+    """
+    here = Path.cwd()
+    weights = open_weights(source, here, recipe)
+    from maskdm.engine import export as exporting
+
+    folder = out or here / "exports" / weights.name
+    files = exporting.export(weights, folder, onnx)
+    if as_json:
+        print_json([str(path) for path in files])
+        return
+    print(f"{folder}: {', '.join(str(path.relative_to(folder)) for path in files)}")
 
 
 def import_weights(

@@ -18,12 +18,13 @@ from maskdm.training.checkpoint import save_snapshot
 RECORD = "record.json"
 
 
-def train_alone(project: Project, judged: bool) -> tuple[Path, Record]:
+def train_alone(project: Project, judged: bool, name: str | None = None) -> tuple[Path, Record]:
     """Train the project's one trial, unless that is done; it goes on where it was stopped.
 
     Args:
         project: its settings have one arm and one seed.
         judged: whether samples are drawn and compared with real images, too.
+        name: stands for the arm's in the folder; None: the arm's.
 
     Returns:
         The folder with `weights/` and the record, and the record.
@@ -32,7 +33,8 @@ def train_alone(project: Project, judged: bool) -> tuple[Path, Record]:
         MaskDMError: a setting or a file is not usable, or the loss is not finite.
     """
     params = project.params
-    out = stage_folder("train", params.arm, params.seed)
+    name = name or params.arm
+    out = stage_folder("train", name, params.seed)
     identity = trial_identity(project, judged)
     if (out / RECORD).is_file():
         record = read_record_at(out / RECORD)
@@ -45,7 +47,7 @@ def train_alone(project: Project, judged: bool) -> tuple[Path, Record]:
         save_snapshot(out / "weights", trained.network)
         write_record_at(out / RECORD, result.record)
 
-    return out, run_trial(project, "train", f"{params.arm}/{params.seed}", judged, keep=keep).record
+    return out, run_trial(project, "train", f"{name}/{params.seed}", judged, keep=keep).record
 
 
 def one_trial(project: Project, arm: str, seed: int | None) -> Project:
