@@ -45,6 +45,7 @@ def measure_folders(first: Path, second: Path, params: Params) -> Measured:
     """
     real = read_real(second, params)
     images = _read(first, params, params.evaluation.samples)
+    _check_count(len(images), params.evaluation)
     return _against(real, images, params.evaluation)
 
 
@@ -54,6 +55,7 @@ def measure_weights(weights: Weights, params: Params, seed: int, folder: Path | 
     Raises:
         MaskDMError: the folder has too few images, or the reference or the data is missing or damaged.
     """
+    _check_count(params.evaluation.samples, params.evaluation)
     if folder is not None:
         real = read_real(folder, params)  # first: what is wrong with it is said before anything is drawn
         labels = weights.labels(params.evaluation.samples, None)
@@ -108,10 +110,6 @@ def read_real(folder: Path, params: Params) -> np.ndarray:
 
 def _against(real: np.ndarray, images: np.ndarray, evaluation: Evaluation) -> Measured:
     """Against real images; the floor is the distance between their two halves."""
-    if len(images) <= evaluation.nearest_k:
-        raise MaskDMError(
-            f"{len(images)} images to judge; allowed: at least {evaluation.nearest_k + 1}, evaluation.nearest_k + 1"
-        )
     extractor, half = load_extractor(evaluation, choose_device()), len(real) // 2
     features = extract(extractor, real, evaluation.batch_size)
     own = extract(extractor, images, evaluation.batch_size)
@@ -125,6 +123,13 @@ def _against(real: np.ndarray, images: np.ndarray, evaluation: Evaluation) -> Me
         extractor=extractor.name,
         input_size=extractor.input_size,
     )
+
+
+def _check_count(images: int, evaluation: Evaluation) -> None:
+    if images <= evaluation.nearest_k:
+        raise MaskDMError(
+            f"{images} images to judge; allowed: at least {evaluation.nearest_k + 1}, evaluation.nearest_k + 1"
+        )
 
 
 def _compared(samples: np.ndarray, real: np.ndarray, extractor: Extractor, evaluation: Evaluation) -> dict[str, float]:

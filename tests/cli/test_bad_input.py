@@ -88,7 +88,7 @@ CASES: list[Case] = [
     ("sample scratch --sampler bad", nothing, "sampling: sampler='bad': "),
     ("sample scratch --recipe bad", nothing, "recipe=bad: there is no profiles/recipes/bad.yaml; allowed: "),
     ("interpolate scratch --sampler ddpm", nothing, "sampling.sampler=ddpm with eta=0 adds noise of its own"),
-    ("evaluate scratch --count 2", nothing, "evaluation.nearest_k=3; allowed: at most 1 (2 images)"),
+    ("evaluate scratch --count 2", nothing, "2 images to judge; allowed: at least 4, evaluation.nearest_k + 1"),
 ]
 
 
