@@ -40,6 +40,9 @@ plan: $(READY)  ## Steps, images, FLOPs and estimated time of every arm: make pl
 profile: $(READY)  ## Make a profile the one that `make repro` runs: make profile PROFILE=celeba64
 	$(IN_VENV) maskdm profile $(PROFILE)
 
+docs/cli.md: $(READY) $(wildcard maskdm/cli/*.py)  ## The commands' help texts as a page
+	$(IN_VENV) typer maskdm.cli.app utils docs --name maskdm --output $@
+
 sync: $(READY)  ## Rebuild MLflow's store from records/, after a clone or a DVC cache hit
 	$(IN_VENV) maskdm sync
 

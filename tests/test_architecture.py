@@ -27,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     "reporting": {"tracking", "datasets", "config", "runtime"},
     "swiss_roll": {"training", "evaluation", "reporting", "networks", "methods", "config", "runtime"},
     "__init__.py": {"runtime", "networks"},
-    "cli.py": {"engine", "tracking", "config", "runtime"},
+    "cli": {"engine", "reporting", "tracking", "config", "runtime"},
 }
 
 

@@ -5,19 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
+from tqdm import tqdm
 
 from maskdm.config.params import Data
 from maskdm.datasets.images import is_image, square_pixels
 from maskdm.datasets.layout import Layout
-from maskdm.datasets.left_out import NOT_IMAGES, in_words
+from maskdm.datasets.left_out import NOT_IMAGES, UNREADABLE, in_words
 from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
 from maskdm.datasets.trees import Tree, open_tree
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import file_sha256, reason
+from maskdm.runtime.progress import bar_interval
 
 PARTITION_FILE = "list_eval_partition.txt"  # CelebA's: a line an image, 0 training, 1 validation, 2 test
 
@@ -112,6 +115,43 @@ def list_images(name: str, place: Path, scratch: Path) -> Listing:
     return Listing(tree, layout, tree.once(images, first=layout.is_heldout))
 
 
+def read_folder(place: Path, image_size: int, channels: int, count: int | None = None) -> np.ndarray:
+    """Images of a folder or archive as training would see them, whatever the project's data set is.
+
+    Args:
+        place: images in any folder structure; a file that is none is left out, a damaged one with a line that says so.
+        image_size, channels: what each is brought to (`square_pixels`).
+        count: at most so many, a fixed choice; None: all.
+
+    Returns:
+        uint8 `[n, channels, image_size, image_size]`, in the order of the names.
+
+    Raises:
+        MaskDMError: there is no such place, or there are no images in it.
+    """
+    with TemporaryDirectory() as scratch:
+        try:
+            tree = open_tree(place, is_image, Path(scratch))
+        except OSError as error:
+            raise MaskDMError(f"{place}: cannot read it: {reason(error)}") from None
+        if tree is None:
+            raise MaskDMError(f"{place}: no such folder; allowed: a folder or an archive of images")
+        names = tree.once(_images_of(tree, FOLDER_SETS["image_folder"]), first=lambda _: False)
+        if count is not None and count < len(names):
+            chosen = np.random.default_rng(0).permutation(len(names))[:count]  # names may be sorted by class
+            names = [names[index] for index in np.sort(chosen)]
+        images = []
+        for name in tqdm(names, disable=not names, desc=place.name, unit="image", mininterval=bar_interval()):
+            try:
+                images.append(_pixels(tree.read, name, image_size, channels))
+            except UnreadableImageError as error:
+                tree.left_out.add(UNREADABLE, name, error.reason)
+        if not images:
+            found = f" ({in_words(tree.left_out.summary())})" if tree.left_out else ""
+            raise MaskDMError(f"{place}: no images{found}; allowed: a folder or an archive of images")
+        return np.stack(images)
+
+
 def _images_of(tree: Tree, kind: FolderSet) -> list[str]:
     """List the images of the data set."""
     images = [name for name in tree.files if is_image(name)]
@@ -131,9 +171,12 @@ def _only(tree: Tree, images: list[str], inside: list[str], folder: str | None) 
 
 
 def _read(read_file: Callable[[str], bytes], names: list[str], data: Data, index: int) -> np.ndarray:
-    name = names[index]
+    return _pixels(read_file, names[index], data.image_size, data.channels)
+
+
+def _pixels(read_file: Callable[[str], bytes], name: str, image_size: int, channels: int) -> np.ndarray:
     try:
-        return square_pixels(read_file(name), data.image_size, data.channels)
+        return square_pixels(read_file(name), image_size, channels)
     except UnidentifiedImageError:  # its text holds a memory address
         raise UnreadableImageError(name, "not an image") from None
     except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,6 +75,23 @@ def table(phases: list[PlannedPhase]) -> str:
         flops, seconds = sum(p.flops for p in own), sum(p.seconds for p in own)
         lines.append(columns.format(arm, "total", "", "", "", f"{images:,}", f"{flops:.4g}", duration(seconds)))
     return "\n".join(lines)
+
+
+def as_rows(phases: list[PlannedPhase]) -> list[dict[str, Any]]:
+    """The phases for a script."""
+    return [
+        {
+            "arm": phase.arm,
+            "phase": phase.plan.stage,
+            "removed": phase.plan.removed,  # share of the tokens
+            "batch_size": phase.plan.batch_size,
+            "steps": phase.plan.steps,
+            "images": phase.plan.steps * phase.plan.batch_size,
+            "train_flops": phase.flops,
+            "seconds": phase.seconds,
+        }
+        for phase in phases
+    ]
 
 
 def _cells(phase: PlannedPhase) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ from maskdm.engine.dry_run import duration, measure_rate
 from maskdm.engine.judge import judging_flops
 from maskdm.engine.outlook import search_size
 from maskdm.engine.profile_text import profile_text
-from maskdm.engine.profiles import PARAMS, add_profile, check_new, check_no_edits
+from maskdm.engine.profiles import add_profile, check_new, check_no_edits
 from maskdm.engine.proposal import (
     RECIPE,
     SEARCH,
@@ -40,7 +40,7 @@ from maskdm.engine.proposal import (
 from maskdm.engine.sharing import count_processes, take_threads
 from maskdm.evaluation.metrics import check_reference, floor_counts
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.paths import PREPARED, ROOT
+from maskdm.runtime.paths import PARAMS, PREPARED, ROOT
 from maskdm.runtime.units import si
 from maskdm.training.plan import PhasePlan, arm_plans
 

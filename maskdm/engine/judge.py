@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maskdm.config.params import Params
@@ -21,6 +20,7 @@ from maskdm.config.recipe import Recipe
 from maskdm.engine.project import Project
 from maskdm.evaluation.extractors import Extractor, extract, load_extractor
 from maskdm.evaluation.metrics import Reference, ReferenceKey, compare, load_reference
+from maskdm.evaluation.pictures import GRID_SIDE, as_grid
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.network import Network
 from maskdm.runtime.files import reading, write_atomically
@@ -31,7 +31,6 @@ from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.plan import PhasePlan, arm_plans, plan_finetune
 
-GRID_SIDE = 8  # samples a side of the grid that is kept
 AS_LONG = 1.6  # with looking at the samples; of the default's extractor
 
 Row = dict[str, Any]
@@ -155,12 +154,3 @@ def save_samples(out: Path, work: Path, shares: Iterable[float]) -> None:
             images = np.load(path)
         write_atomically(out / path.name, partial(np.save, arr=images))
     write_atomically(out / "grid.png", lambda file: as_grid(images).save(file, format="PNG"))
-
-
-def as_grid(images: np.ndarray) -> Image.Image:
-    """uint8 `[n, C, H, W]` -> one picture, `GRID_SIDE` images a row, enlarged without smoothing to about 64 pixels."""
-    zoom = max(1, 64 // images.shape[-1])
-    rows = [np.concatenate(list(images[i : i + GRID_SIDE]), axis=-1) for i in range(0, len(images), GRID_SIDE)]
-    grid = np.concatenate([row for row in rows if row.shape == rows[0].shape], axis=-2).transpose(1, 2, 0)
-    grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)

@@ -8,10 +8,7 @@ from maskdm.config.params import Params
 from maskdm.config.reading import load_params
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import write_atomically, write_text
-from maskdm.runtime.paths import ROOT
-
-PARAMS = ROOT / "params.yaml"
-PROFILES = ROOT / "profiles"
+from maskdm.runtime.paths import PARAMS, PROFILES, ROOT
 
 
 def profile_path(name: str) -> Path:
@@ -22,9 +19,13 @@ def profile_path(name: str) -> Path:
     """
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise MaskDMError(f"profile {name}: there is no {path}; allowed: {known}")
+        raise MaskDMError(f"profile {name}: there is no {path}; allowed: {', '.join(profile_names())}")
     return path
+
+
+def profile_names(root: Path = ROOT) -> list[str]:
+    """The profiles of a project, sorted."""
+    return sorted(path.stem for path in (root / PROFILES).glob("*.yaml"))
 
 
 def select_profile(name: str) -> Params:

@@ -39,6 +39,9 @@ class Result:
     machine: Machine
 
 
+Keep = Callable[[Result, train.Trained], None]
+
+
 def trial_plans(project: Project) -> tuple[PhasePlan, ...]:
     """All phases of the project's one arm that have steps."""
     return arm_plans(project.params, project.recipe, project.params.arm)
@@ -80,10 +83,21 @@ def finish(project: Project, record: Record, history: list[Row], timing: train.T
     return Result(replace(record, summary=summary, history=[*history, *judged]), machine)
 
 
+def keep_record(result: Result, trained: train.Trained) -> None:
+    """Write `records/<stage>/<key>.json`; the weights go."""
+    write_record(ROOT, result.record, result.machine)
+
+
 def run_trial(
-    project: Project, stage: Stage, key: str, judged: bool, watch: Watch = lambda _: None, extra: Mapping[str, Any] = {}
+    project: Project,
+    stage: Stage,
+    key: str,
+    judged: bool,
+    watch: Watch = lambda _: None,
+    extra: Mapping[str, Any] = {},
+    keep: Keep = keep_record,
 ) -> Result:
-    """Train the project's one trial, judge it if asked to, and write the record `records/<stage>/<key>.json`.
+    """Train the project's one trial, judge it if asked to, and keep what comes of it.
 
     Args:
         project: its settings have one arm and one seed.
@@ -92,6 +106,7 @@ def run_trial(
         judged: whether samples are drawn and compared with real images.
         watch: called with each row as it is measured; what it raises ends the trial, `StoppedEarly` for good.
         extra: further parameters for the record.
+        keep: called at the end, before what the trial resumes from goes.
 
     Raises:
         MaskDMError: a setting or a file is not usable, or the loss is not finite.
@@ -107,7 +122,7 @@ def run_trial(
             result = finish(project, record, trained.history, train.Timing(started_at, memory, trained.seconds), rows)
             run.log_history(result.record.history)
             run.log_machine(result.machine)
-        write_record(ROOT, result.record, result.machine)  # last: who finds it takes the trial for done
+        keep(result, trained)  # last: who finds the record takes the trial for done
     return result
 
 

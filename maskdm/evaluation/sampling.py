@@ -1,11 +1,12 @@
 """Images from a network: diffusers' samplers on patch tokens, one seed per image whatever the batch size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -25,6 +26,8 @@ from maskdm.networks.network import Network
 from maskdm.networks.patches import unpatchify
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.seeding import generator
+
+Watch = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,52 @@ def sample_tokens(
 
     Generators live on the CPU, so that a seed means the same image on every device.
     """
+    noise = torch.stack([draw_noise(network, each) for each in generators])
+    return denoise(network, objective, settings, noise, generators, labels)
+
+
+def draw_noise(network: Network, random: torch.Generator) -> Tensor:
+    """Standard normal tokens of one image, `[num_tokens, token_dim]`, on the CPU."""
+    return torch.randn((network.num_tokens, network.token_dim), generator=random)
+
+
+def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """The noise on the great circle between two, of any shape, at `share` of the way.
+
+    On a straight line the noise between two would have less variance than either, and images there would be flat.
+    """
+    cosine = F.cosine_similarity(first.flatten(), second.flatten(), dim=0).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    if angle < 1e-4:  # the same noise, but for rounding
+        return torch.lerp(first, second, share)
+    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
+
+
+@torch.no_grad()
+def denoise(
+    network: Network,
+    objective: ObjectiveSettings,
+    settings: Sampling,
+    noise: Tensor,
+    generators: Sequence[torch.Generator],
+    labels: Tensor | None = None,
+    watch: Watch = lambda _: None,
+) -> Tensor:
+    """Images from noise, both as tokens `[n, num_tokens, token_dim]`.
+
+    Args:
+        network: with the weights to sample from.
+        objective: the one the network was trained with.
+        settings: sampler, one of the objective's, steps, eta, guidance.
+        noise: standard normal.
+        generators: of the noise that the sampler adds, one an image, on the CPU.
+        labels: classes `[n]`, for a network with classes.
+        watch: called with the tokens on their way, the noise first.
+    """
     device = next(network.parameters()).device
     sampler = make_sampler(settings, objective, device)
-    shape = (network.num_tokens, network.token_dim)
-    x_t = sampler.start(torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device))
+    x_t = sampler.start(noise.to(device))
+    watch(x_t)
     options: dict[str, Any] = {}
     if settings.sampler in ("ddpm", "ddim"):
         options["generator"] = list(generators)
@@ -140,6 +185,7 @@ def sample_tokens(
         told = time.expand(len(x_t))
         prediction = guided_prediction(network, sampler.network_input(x_t, t), told, labels, settings.guidance_scale)
         x_t = sampler.scheduler.step(prediction, t, x_t, **options).prev_sample
+        watch(x_t)
     return x_t
 
 

@@ -85,7 +85,8 @@ class UNet(Network):
         self._check_labels(labels)
         grid = self._check_crop(x_t.shape[1], ids_keep)
         images = unpatchify(x_t, self.patch_size, grid)
-        untold = images.new_zeros(len(images), 2, *images.shape[2:])
+        # Of a batch of any size in an exported graph: `len` would be a constant there.
+        untold = images.new_zeros(images.shape[0], 2, *images.shape[2:])
         coordinates = self._coordinates(images, ids_keep) if positions else untold
         prediction = self.unet(torch.cat([images, coordinates], dim=1), t, class_labels=labels, return_dict=False)[0]
         return patchify(prediction, self.patch_size)

@@ -88,6 +88,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean() - half), float(array.mean() + half)
 
 
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's t interval of one further value: of normal values it holds the next one in 95 % of cases.
+
+    It is wider than `interval`, which is of the mean: a single value has the spread of all of them. Of a single value
+    it is (NaN, NaN).
+    """
+    array = np.asarray(values, float)
+    if len(array) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * array.std(ddof=1) * math.sqrt(1 + 1 / len(array))
+    return float(array.mean() - half), float(array.mean() + half)
+
+
 def rank_agreement(table: pd.DataFrame, measure: str) -> tuple[float, float]:
     """How far the seeds rank the arms alike, and how often chance does as much.
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -59,6 +60,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         if not isinstance(error, OSError | RuntimeError):  # torch.save wraps what the file raised into a RuntimeError
             raise  # Ctrl-C, say
         raise MaskDMError(f"{path}: cannot write it: {reason(error)}") from error
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill in the `with` block; then it becomes `folder`. After an error nothing is there.
+
+    Raises:
+        MaskDMError: `folder` exists, or cannot be written.
+    """
+    if folder.exists():
+        raise MaskDMError(f"{folder}: exists; allowed: a new folder")
+    temporary = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a kill
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise MaskDMError(f"{folder}: cannot write it: {reason(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

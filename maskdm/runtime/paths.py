@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 ROOT = Path()  # stages run in the project's root, as DVC does
+PARAMS = ROOT / "params.yaml"
+PROFILES = ROOT / "profiles"
 PREPARED = ROOT / "data" / "prepared"
 REFERENCE = ROOT / "data" / "reference"
 REFERENCE_RECORD = ROOT / "records" / "reference.json"

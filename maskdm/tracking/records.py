@@ -26,7 +26,8 @@ from maskdm.runtime.units import percent
 if TYPE_CHECKING:
     import torch
 
-Stage = Literal["default", "study", "search", "large_search", "tuning"]
+# `train` has no records of its own below records/: `maskdm train` keeps them beside the weights.
+Stage = Literal["default", "study", "search", "large_search", "tuning", "train"]
 LINE_REMEDY = "restore the file with git, or delete the line, and what it records is done again"
 # A change there does not change what a run computes.
 WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")
@@ -128,6 +129,27 @@ def write_record(root: Path, record: Record, machine: Machine) -> None:
     write_atomically(path, lambda file: file.write(content))
     timing = _to_json(_machine_path(path), machine)
     write_atomically(_machine_path(path), lambda file: file.write(timing))
+
+
+def write_record_at(path: Path, record: Record) -> None:
+    """Write a record alone to any place, all or nothing.
+
+    Raises:
+        MaskDMError: a value is not finite, or the disk does not take the file.
+    """
+    content = _to_json(path, record)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_record_at(path: Path) -> Record:
+    """What `write_record_at` wrote.
+
+    Raises:
+        MaskDMError: there is no such file, or it is not a record.
+    """
+    if not path.is_file():
+        raise MaskDMError(f"{path}: no such file; allowed: the record of a run of `maskdm train`")
+    return _read(path, Record)
 
 
 def read_records(root: Path, stages: tuple[Stage, ...] = get_args(Stage)) -> list[tuple[Record, Machine | None]]:

@@ -11,6 +11,7 @@ from maskdm.tracking.records import Machine, Record
 PATHS = {"data.root", "evaluation.weights"}  # parameters that differ between machines: the records have them
 SOURCES = {
     "default": "dvc.yaml:evaluate@{folder}",  # with which `dvc repro` trains as well
+    "train": "maskdm train {folder}",
     "study": "study/dvc.yaml:part@{folder}",
     "search": "dvc.yaml:search",
     "large_search": "study/dvc.yaml:large_search",

@@ -6,7 +6,7 @@ import pytest
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
-from maskdm.engine.judge import as_grid, cached, position, save_samples
+from maskdm.engine.judge import cached, position, save_samples
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import samples_file
 from maskdm.training.plan import plan_finetune, plan_pretrain
@@ -43,14 +43,3 @@ def test_the_samples_of_every_snapshot_are_kept(tmp_path: Path) -> None:
     assert (out / "grid.png").is_file()
     with pytest.raises(MaskDMError, match=r"samples-0\.25\.npy: no such file; delete .*work"):
         save_samples(out, work, (0.25, *shares))
-
-
-@pytest.mark.parametrize(("count", "channels", "mode"), [(64, 1, "L"), (64, 3, "RGB"), (20, 1, "L"), (3, 3, "RGB")])
-def test_the_grid_shows_whole_rows_enlarged_without_smoothing(count: int, channels: int, mode: str) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (count, channels, 16, 16)).astype(np.uint8)
-    grid = as_grid(images)
-    assert grid.mode == mode
-    across = min(count, 8)
-    assert grid.size == (64 * across, 64 * max(1, count // 8))
-    corner = np.asarray(grid)[0, 4]
-    assert np.array_equal(np.atleast_1d(corner), images[0, :, 0, 1])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskdm.config.objective import SAMPLERS, TIME_SCALE
 from maskdm.config.params import Sampling
-from maskdm.evaluation.sampling import guided_prediction, make_sampler, sample_images, sample_tokens, to_pixels
+from maskdm.evaluation.sampling import guided_prediction, make_sampler, sample_images, sample_tokens, slerp, to_pixels
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
 from maskdm.training.objective import make_objective
@@ -211,3 +211,13 @@ def test_guidance_without_labels_is_refused(network: UViT) -> None:
 
 def test_pixels_are_clipped_and_rounded() -> None:
     assert to_pixels(torch.tensor([-2.0, -1.0, 0.0, 0.999, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_noise_between_two_has_their_spread(share: float) -> None:
+    first, second = torch.randn(2, 64, 48, generator=generator("cpu", 3))
+    between = slerp(first, second, share)
+    assert between.std().item() == pytest.approx(1, abs=0.03)  # on a straight line 0.71 in the middle
+    if share in (0, 1):
+        torch.testing.assert_close(between, second if share else first)
+    torch.testing.assert_close(slerp(first, first, share), first)

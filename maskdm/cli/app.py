@@ -1,0 +1,119 @@
+"""The Typer app: all commands, and how an error of any of them ends: one line, and a status that is not 0."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from maskdm.cli import (
+    comparing,
+    doctor,
+    evaluating,
+    own_images,
+    planning,
+    sampling,
+    searching,
+    store,
+    training,
+    weights,
+)
+from maskdm.runtime.errors import MaskDMError, exit_with_one_line
+
+CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
+
+
+class OneLine(TyperGroup):
+    """Runs a command so that bad input, Ctrl-C and a closed pipe are one line; Typer would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        with exit_with_one_line(), _closed_pipe_in_one_line():
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+
+
+@contextmanager
+def _closed_pipe_in_one_line() -> Iterator[None]:
+    """End with one line where the reader of the output has gone: `maskdm compare ... | head -1`."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at exit would fail again
+        print("error: the reader of the output has gone; not all was written", file=sys.stderr)
+        raise SystemExit(CLOSED_PIPE) from None
+
+
+app = typer.Typer(
+    cls=OneLine,
+    name="maskdm",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,  # a traceback is a fault of ours: it is shown as Python shows it
+)
+
+# In the order in which a newcomer needs them.
+PLAN, RUN, WEIGHTS, LOOK = "Before training", "Training", "Weights and images", "Results and housekeeping"
+app.command("init", rich_help_panel=PLAN)(own_images.init)
+app.command("advise", rich_help_panel=PLAN)(own_images.advise)
+app.command("plan", rich_help_panel=PLAN)(planning.plan)
+app.command("profile", rich_help_panel=PLAN)(planning.profile)
+app.command("train", rich_help_panel=RUN)(training.train)
+app.command("reproduce", rich_help_panel=RUN)(comparing.reproduce)
+app.command("search", rich_help_panel=RUN)(searching.search)
+app.command("sample", rich_help_panel=WEIGHTS)(sampling.sample)
+app.command("interpolate", rich_help_panel=WEIGHTS)(sampling.interpolate)
+app.command("evaluate", rich_help_panel=WEIGHTS)(evaluating.evaluate)
+app.command("export", rich_help_panel=WEIGHTS)(weights.export)
+app.command("import-weights", rich_help_panel=WEIGHTS)(weights.import_weights)
+app.command("open", rich_help_panel=LOOK)(store.open_index)
+app.command("compare", rich_help_panel=LOOK)(comparing.compare)
+app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
+app.command("sync", rich_help_panel=LOOK)(store.sync)
+app.command("ui", rich_help_panel=LOOK)(store.ui)
+
+
+@app.callback()
+def about() -> None:
+    """Does seeing fewer tokens make a diffusion model cheaper to train, by how much, with which method?
+
+    `dvc repro` answers for the images and the budget of `params.yaml`. These commands are for before and after: they
+    work in any folder of the project. `maskdm COMMAND --help` has examples.
+
+    ```sh
+    maskdm init PATH         # settings for your own images
+    maskdm plan              # what would be trained, and how long that takes here
+    dvc repro                # train, judge, report
+    maskdm open              # the page: the answer, curves, samples
+    maskdm ui                # every run in MLflow's UI
+    ```
+    """
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    with exit_with_one_line():
+        if status := _run():
+            raise SystemExit(status)
+
+
+def _run() -> int:
+    """Its status; what Typer says of a wrong command line, as one line.
+
+    Raises:
+        MaskDMError: the command line is not usable.
+    """
+    try:
+        found = app(prog_name="maskdm", standalone_mode=False)
+    except typer.TyperException as error:
+        if not error.format_message():  # no command at all: the help is printed
+            return error.exit_code
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "maskdm"
+        raise MaskDMError(f"{error.format_message().rstrip('.')}; see `{path} --help`") from None
+    return found if isinstance(found, int) else 0

@@ -1,0 +1,60 @@
+"""`init` and `advise`: from a folder of images to settings that suit them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskdm.cli.project import complete_profile, enter_project, read_params
+
+
+def init(
+    images: Annotated[Path, typer.Argument(help="A folder of images, or a zip or tar archive.")],
+    name: Annotated[str | None, typer.Option(help="Of the profile; without it, that of the folder.")] = None,
+    hours: Annotated[float, typer.Option(help="What `dvc repro` may take, about.")] = 1.0,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side; without it, what suits images and machine.")
+    ] = None,
+) -> None:
+    """Look at your images and write a profile for them, fitted to this machine and to your time. Nothing is trained.
+
+    The speed of this machine comes from a burst of real training steps. The profile is written to `profiles/` and
+    becomes `params.yaml`; every line of it has a comment and may be changed.
+
+    ```sh
+    maskdm init ~/Pictures/flowers --hours 2
+    dvc repro
+    maskdm open
+    ```
+    """
+    images = images.absolute()  # as seen from the working folder
+    enter_project()
+    from maskdm.engine.init import init as propose
+    from maskdm.runtime.device import choose_device  # here: no other command waits for torch
+
+    print("\n".join(propose(images, choose_device(), name, hours, image_size)))
+
+
+def advise(
+    profile: Annotated[
+        str | None,
+        typer.Argument(help="A name in `profiles/`; without it, `params.yaml`.", autocompletion=complete_profile),
+    ] = None,
+) -> None:
+    """Say how much context each mask leaves on the prepared images, and what it costs. Nothing is trained.
+
+    A bound for linear denoisers, computed from the images alone, in seconds: docs/advise.md says how far to trust it.
+
+    ```sh
+    maskdm advise            # after `dvc repro prepare`
+    maskdm advise celeba64   # another profile
+    ```
+    """
+    enter_project()
+    params = read_params(profile)
+    from maskdm.config.reading import recipe_of
+
+    recipe = recipe_of(params)
+    from maskdm.engine.agreement import advice_and_measured  # here: no other command waits for torch
+
+    print(advice_and_measured(params, recipe))

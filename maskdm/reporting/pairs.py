@@ -1,0 +1,146 @@
+"""Two arms or runs against each other, paired over the seeds they share; and one more seed against an arm's others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskdm.config.study import DEFAULT
+from maskdm.reporting.analysis import OF_SAMPLES, compute_to_target, interval, prediction_interval
+from maskdm.runtime.errors import MaskDMError
+from maskdm.tracking.records import Record, distance_metric, read_record_at, read_records
+
+BySeed = Mapping[int, Record]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One measure of two arms: means over the seeds they share, and the change from the second to the first."""
+
+    measure: str
+    first: float
+    second: float
+    change: float  # of loss and distance the mean ratio - 1; of others the mean difference
+    low: float  # of the 95 % interval of the change; NaN with one seed
+    high: float
+    is_ratio: bool
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One measure of a new seed, and where those of other seeds let one expect it."""
+
+    measure: str
+    value: float
+    mean: float  # of the others
+    low: float  # of the 95 % prediction interval for one new seed
+    high: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the value lies in the interval."""
+        return self.low <= self.value <= self.high
+
+
+def find_runs(source: str, here: Path, root: Path) -> BySeed:
+    """The records that `source` names, by seed.
+
+    Args:
+        source: an arm, `<comparison>/<arm>`, or a folder that `maskdm train` left, of one seed or of all.
+        here: what a relative folder is relative to.
+        root: the project.
+
+    Raises:
+        MaskDMError: there are none, or a record is damaged.
+    """
+    records = _by_name(root)
+    if found := records.get(source) or records.get(f"{DEFAULT}/{source}"):
+        return found
+    folder = here / source
+    paths = [folder / "record.json"] if (folder / "record.json").is_file() else sorted(folder.glob("*/record.json"))
+    if paths:
+        runs = [read_record_at(path) for path in paths]
+        return {int(record.params["seed"]): record for record in runs}
+    arms = [name.partition("/")[2] for name in records if name.startswith(f"{DEFAULT}/")]
+    parts = sorted({name.partition("/")[0] for name in records} - {DEFAULT})
+    raise MaskDMError(
+        f"{source}: neither a recorded arm nor a run; allowed: {', '.join(arms) or 'none is recorded'}, "
+        f"<part>/<arm> of {', '.join(parts) or 'none'}, or a folder of `maskdm train`"
+    )
+
+
+def compare_runs(first: BySeed, second: BySeed) -> tuple[list[int], list[Pair]]:
+    """The seeds that two arms share, and every measure that all of their runs have.
+
+    Raises:
+        MaskDMError: they share no seed, or were trained on other data.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        known = "; ".join(f"seeds {', '.join(map(str, sorted(runs)))}" for runs in (first, second))
+        raise MaskDMError(f"no seed in common ({known}); allowed: arms trained with the same seeds, to be paired")
+    pairs = [(first[seed], second[seed]) for seed in seeds]
+    if any(own.data["sha256"] != other.data["sha256"] for own, other in pairs):
+        raise MaskDMError("they were trained on other data; allowed: two arms of one data set")
+    found = [_pair(name, pairs) for name in ("heldout_loss", *_measures(pairs))]
+    costs = [_to_target(own, other) for own, other in pairs]
+    low, high = interval(costs)
+    share = sum(costs) / len(costs)
+    return seeds, [*found, Pair("compute_to_target", share, 1.0, share - 1, low - 1, high - 1, is_ratio=True)]
+
+
+def expect(published: Sequence[Record], new: Record) -> list[Expectation]:
+    """Every measure of a new seed, against those of an arm's published seeds.
+
+    Raises:
+        MaskDMError: with fewer than two published seeds nothing says how far one falls from another.
+    """
+    if len(published) < 2:
+        raise MaskDMError(f"{len(published)} published seed; allowed: two or more, which say how far seeds differ")
+    names = ["heldout_loss", *_measures([(record, new) for record in published])]
+    found = []
+    for name in names:
+        values = [float(record.summary[name]) for record in published]
+        mean = sum(values) / len(values)
+        found.append(Expectation(name, float(new.summary[name]), mean, *prediction_interval(values)))
+    return found
+
+
+def _by_name(root: Path) -> dict[str, dict[int, Record]]:
+    """`<comparison>/<arm>` -> seed -> record. Of searches the runs that confirm, called `search/<arm>`."""
+    found: dict[str, dict[int, Record]] = {}
+    for record, _ in read_records(root):
+        folder = record.key.rpartition("/")[0]
+        if record.stage == "tuning" or folder == "trials":  # they differ in more than the seed
+            continue
+        comparison = folder if record.stage == "study" else record.stage
+        found.setdefault(f"{comparison}/{record.arm}", {})[int(record.params["seed"])] = record
+    return found
+
+
+def _measures(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
+    """The measures of samples that all records have."""
+    records = [record for pair in pairs for record in pair]
+    if not all(any(name == "fid" or name.startswith("fd_") for name in record.summary) for record in records):
+        return []
+    names = [distance_metric(records[0].summary), *OF_SAMPLES]
+    return [name for name in names if all(name in record.summary for record in records)]
+
+
+def _pair(measure: str, pairs: Sequence[tuple[Record, Record]]) -> Pair:
+    values = [(float(own.summary[measure]), float(other.summary[measure])) for own, other in pairs]
+    is_ratio = measure not in OF_SAMPLES
+    changes = [own / other - 1 if is_ratio else own - other for own, other in values]
+    first, second = (sum(column) / len(values) for column in zip(*values, strict=True))
+    return Pair(measure, first, second, sum(changes) / len(changes), *interval(changes), is_ratio)
+
+
+def _to_target(own: Record, other: Record) -> float:
+    """The compute at which a run reaches the other's final held-out loss, over what the other needs for it."""
+    target = _curve(other)[1][-1]
+    needed = [compute_to_target(*_curve(record), target) for record in (own, other)]
+    return needed[0] / needed[1]
+
+
+def _curve(record: Record) -> tuple[list[float], list[float]]:
+    rows = [row for row in record.history if "heldout_loss" in row]
+    return [row["train_flops"] for row in rows], [row["heldout_loss"] for row in rows]
