@@ -12,7 +12,7 @@ def open_index() -> None:
     """Show the page of the comparison in the browser; without a display, print where it is.
 
     ```sh
-    dvc repro && maskdm open
+    maskdm open              # after `dvc repro`
     ```
     """
     enter_project()

@@ -21,7 +21,7 @@ from tests.cli.conftest import Run
 from tests.imports import PROJECT
 
 
-@pytest.mark.parametrize("comparison", ["default", "masks"])
+@pytest.mark.parametrize("comparison", ["default", "methods"])
 def test_a_comparison_with_the_baseline_says_what_the_published_table_says(
     comparison: str, monkeypatch: pytest.MonkeyPatch, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
