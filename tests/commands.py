@@ -15,7 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.imports import PROJECT
+from tests.imports import PROJECT, closure, module_path
 
 KEYWORDS = {"do", "done", "else", "exec", "fi", "if", "then"}
 # Programs that are not the project's: the shell parses the line, and no more can be said without them.
@@ -68,7 +68,8 @@ def _help_of_maskdm(command: str) -> str:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             resolve_name(script)()
     except SystemExit as done:
-        assert not done.code, f"maskdm {command}: {out.getvalue()}"
+        if done.code:
+            raise AssertionError(f"maskdm {command}: {out.getvalue()}") from done
     finally:
         sys.argv = given
     return re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
@@ -112,10 +113,10 @@ def _python(arguments: list[str]) -> None:
     flag, module, *rest = arguments
     assert flag == "-m", f"python {flag}: nobody checks it"
     _module(module)
-    spec = importlib.util.find_spec(module)
-    source = Path(str(spec and spec.origin)).read_text()
+    path = module_path(module) or PROJECT.joinpath(*module.split(".")).with_suffix(".py")
+    sources = [file.read_text() for file in closure(path)]
     for option in (word for word in rest if word.startswith("-")):
-        assert f'"{option}"' in source, f"{module} has no {option}"
+        assert any(f'"{option}"' in source for source in sources), f"{module} has no {option}"
 
 
 def _module(name: str) -> None:
@@ -135,6 +136,16 @@ def _mlflow(arguments: list[str]) -> None:
     cli.commands[arguments[0]].make_context(arguments[0], arguments[1:])
 
 
+def _mkdocs(arguments: list[str]) -> None:
+    from mkdocs.__main__ import cli
+
+    cli.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+
+
+def _pytest(arguments: list[str]) -> None:
+    assert all((PROJECT / place).exists() for place in arguments), "pytest: there is no such test"
+
+
 def _pip(arguments: list[str]) -> None:
     from pip._internal.commands import create_command
 
@@ -150,6 +161,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "python": _python,
     "torchrun": _torchrun,
     "mlflow": _mlflow,
+    "mkdocs": _mkdocs,
+    "pytest": _pytest,
     "pip": _pip,
     "srun": check,  # its own options are left out: what it runs is checked
 }

@@ -93,8 +93,13 @@ def _table(block: type[BaseModel]) -> Iterator[str]:
     yield from ("| key | allowed | without it | meaning |", "|---|---|---|---|")
     for key, found in schema["properties"].items():
         missing = "an error" if key in schema.get("required", ()) else f"`{json.dumps(found.get('default', {}))}`"
-        yield _row(f"`{key}`", _allowed(found), missing, _comment(block, key))
+        yield _row(f"`{key}`", _allowed(found), missing, _of_settings(_comment(block, key)))
     yield ""
+
+
+def _of_settings(comment: str) -> str:
+    """A comment in the words of YAML; another column says what is optional."""
+    return re.sub(r"^optional[:,]? ?", "", comment.replace("None:", "`null`:"), flags=re.I)
 
 
 def _allowed(schema: dict[str, Any]) -> str:
@@ -114,8 +119,8 @@ def _allowed(schema: dict[str, Any]) -> str:
             return f"[{', '.join(_allowed(item) for item in items)}]"
         case {"type": "array"}:
             return f"list of: {_allowed(schema.get('items', {}))}"
-        case {"type": "object", "additionalProperties": values} if isinstance(values, dict):
-            return f"names, each with: {_allowed(values)}"
+        case {"type": "object", "patternProperties": patterns}:
+            return f"names, each with: {_allowed(next(iter(patterns.values())))}"
         case {"type": "object"}:
             return "keys with values"
         case {"type": kind}:
@@ -160,9 +165,9 @@ def _annotation(owner: type, name: str) -> str:
 
 
 def _comment(owner: type, name: str) -> str:
-    """The comment beside a field, or that on the lines right above it, in the class or in the one it is inherited of."""
+    """The comment beside a field, or else right above it, in the class that has the field of its own."""
     for each in owner.__mro__:
-        if name not in each.__dict__.get("__annotations__", {}):
+        if name not in inspect.get_annotations(each):
             continue
         for found, node, source in _fields_of(each):
             if found == name:
@@ -179,7 +184,8 @@ def _comment_at(node: ast.AnnAssign, source: str) -> str:
     }
     if beside := comments.get(node.end_lineno or node.lineno):
         return beside
-    above, line = [], node.lineno - 1
+    above: list[str] = []
+    line = node.lineno - 1
     while line in comments and lines[line - 1].lstrip().startswith("#"):
         above.insert(0, comments[line])
         line -= 1
