@@ -93,7 +93,8 @@ def _table(block: type[BaseModel]) -> Iterator[str]:
     yield from ("| key | allowed | without it | meaning |", "|---|---|---|---|")
     for key, found in schema["properties"].items():
         missing = "an error" if key in schema.get("required", ()) else f"`{json.dumps(found.get('default', {}))}`"
-        yield _row(f"`{key}`", _allowed(found), missing, _of_settings(_comment(block, key)))
+        comment = "" if "const" in found else _of_settings(_comment(block, key))  # the heading says what the name means
+        yield _row(f"`{key}`", _allowed(found), missing, comment)
     yield ""
 
 
