@@ -1,30 +1,169 @@
-"""The documentation's code runs."""
+"""The documentation's code runs, its site builds, and what is made from the code is up to date.
 
+A block of shell runs in a toy project if it is of `QUICK` commands alone. Above any other one stands
+`<!-- not run: REASON -->`, and its commands are parsed.
+"""
+
+import os
 import re
+import shutil
+import subprocess
 import sys
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 import maskdm.methods
+from docs.tools.reference import PAGES as REFERENCE
+from docs.tools.reference import renewed
 from maskdm.config.params import Params
-from maskdm.config.reading import validated
+from maskdm.config.reading import recipe_of, validated
+from maskdm.networks.uvit import UViT
+from maskdm.training.checkpoint import save_snapshot
+from tests.commands import check, commands
 from tests.conftest import PARAMS
 from tests.imports import PROJECT
+from tests.workspace import ENVIRONMENT, make_workspace
 
 DOCS = PROJECT / "docs"
+BLOCK = re.compile(
+    r"^(?:[ ]*<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+    r"(?P<indent>[ ]*)```(?P<language>\S*)\n(?P<code>.*?)^(?P=indent)```$",
+    re.M | re.S,
+)
+CHECKED = {"python", "sh", "yaml"}
+OTHERS = {"math", "text", "console"}  # the site's build reads equations; the others are no code
+PARSED = {"docs/cli.md": "made from the help texts, which have no place for a mark"}
+QUICK = {"maskdm profile", "maskdm sync", "make unlock"}  # nothing else is run: it might train for hours
 
 
-def blocks(page: str, language: str) -> list[str]:
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    reason: str | None  # why it is not run
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(PROJECT)}:{self.line}"
+
+
+def blocks_of(page: Path, language: str = "") -> list[Block]:
     """The blocks of code in a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(
+            page,
+            text.count("\n", 0, block.start("code")) + 1,
+            block["language"],
+            textwrap.dedent(block["code"]),
+            block["reason"] or PARSED.get(str(page.relative_to(PROJECT))),
+        )
+        for block in BLOCK.finditer(text)
+    ]
+    assert len(found) * 2 == len(re.findall(r"^ *```", text, re.M)), f"{page}: a block of code is not closed"
+    return [block for block in found if not language or block.language == language]
+
+
+PAGES = sorted({*DOCS.rglob("*.md"), PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"})
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
+METHOD_PAGE = DOCS / "adding-a-method.md"  # has tests of its own
+
+
+def named(blocks: list[Block]) -> Any:
+    return pytest.mark.parametrize("block", [pytest.param(block, id=str(block)) for block in blocks])
+
+
+# --- blocks --------------------------------------------------------------------------------------------------
+
+
+def test_every_block_of_code_is_of_a_language_that_is_checked() -> None:
+    assert {block.language for block in BLOCKS} <= CHECKED | OTHERS
+    assert {block.language for block in BLOCKS} >= CHECKED
+
+
+@pytest.fixture(scope="module")
+def toy_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the profile `smoke`, where nothing has been run."""
+    folder = tmp_path_factory.mktemp("docs") / "project"
+    make_workspace(folder, "smoke")
+    shutil.copy2(PROJECT / "Makefile", folder)
+    return folder
+
+
+@named([block for block in SHELL if block.reason is None])
+def test_a_block_of_shell_runs(block: Block, toy_project: Path) -> None:
+    assert {" ".join(words[:2]) for words in commands(block.code)} <= QUICK, "say above it why it is not run"
+    environment = ENVIRONMENT | {"PYTHONPATH": str(toy_project)}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.code], cwd=toy_project, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@named([block for block in SHELL if block.reason is not None])
+def test_a_block_of_shell_that_is_not_run_can_be_parsed(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    subprocess.run(["bash", "-n", "-c", block.code], check=True)
+    found = list(commands(block.code))
+    assert found
+    for command in found:
+        check(command)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "maskdm plan --breif",
+        "maskdm trian",
+        "dvc repro reprot",
+        "dvc repro --forse",
+        "make reproduce",
+        "python -m pipeline.stdy masks",
+        "python -m pipeline.study masks --wokers 1",
+        "pip install -c constraint.txt -e .",
+        "torchrun --nodes=2 -m pipeline.pretrain",
+        "unknown-program",
+    ],
+)
+def test_a_wrong_command_is_found(wrong: str) -> None:
+    [words] = commands(wrong)
+    with pytest.raises((Exception, SystemExit)):  # every program has its own
+        check(words)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks_of(p, "python") and p != METHOD_PAGE], ids=lambda p: p.stem
+)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "profiles").symlink_to(PROJECT / "profiles")
+    network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
+    save_snapshot(tmp_path / "runs/finetune/crops/1/weights", network)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, object] = {"__name__": page.stem}
+    for block in blocks_of(page, "python"):
+        exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), space)
+
+
+@named([block for block in BLOCKS if block.language == "yaml" and block.page != METHOD_PAGE])
+def test_settings_of_a_page_can_be_read(block: Block) -> None:
+    params = validated(Params, PARAMS | YAML(typ="safe").load(block.code), str(block))
+    recipe_of(params, PROJECT)
+
+
+# --- the page that adds a method -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def join_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Puts the page's method beside the others; gives its test."""
-    method, test = blocks("adding-a-method.md", "python")
+    method, test = (block.code for block in blocks_of(METHOD_PAGE, "python"))
     (tmp_path / "join_late.py").write_text(method, encoding="utf-8")
     monkeypatch.setattr(maskdm.methods, "__path__", [*maskdm.methods.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "maskdm.methods.join_late", raising=False)
@@ -42,8 +181,40 @@ def test_the_method_that_the_page_adds_passes_the_test_that_the_page_gives(join_
 
 @pytest.mark.usefixtures("join_late")
 def test_the_comparison_of_the_page_can_be_read() -> None:
-    [comparison] = blocks("adding-a-method.md", "yaml")
+    [comparison] = blocks_of(METHOD_PAGE, "yaml")
     model = PARAMS["model"] | {"depth": 5}
-    settings = PARAMS | {"model": model} | YAML(typ="safe").load(comparison)
+    settings = PARAMS | {"model": model} | YAML(typ="safe").load(comparison.code)
     params = validated(Params, settings, "adding-a-method.md")
     assert params.arms["late"][0].method is not None
+
+
+# --- the site ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", sorted(REFERENCE.glob("*.md")), ids=lambda page: page.stem)
+def test_tables_that_are_made_from_the_code_are_up_to_date(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert renewed(text) == text, "python -m docs.tools.reference makes them anew"
+
+
+def test_the_tables_say_what_is_allowed_and_what_it_means() -> None:
+    made = renewed("<!-- blocks of maskdm.config.params.Params -->\n<!-- end -->\n")
+    assert "| `ratio` | number above 0 below 1 | an error |" in made
+    assert "| `eta` | number from 0 to 1 | an error | DDIM's noise: 0 deterministic, 1 ancestral." in made
+    assert "### `method: {name: route, ...}`" in made
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html") if "reports" not in path.parts}
+    for path, html in pages.items():
+        fetched = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\s>]+", html)
+        fetched += re.findall(
+            r"<link[^>]*rel=[\"']?(?:stylesheet|preconnect|icon)[^>]*href=[\"']?(?:https?:)?//[^>]+", html
+        )
+        assert not fetched, f"{path.name}: {fetched}"
+    assert "<math" in pages[tmp_path / "explanation" / "method.html"]
+    assert (tmp_path / "reports" / "report.html").is_file()

@@ -21,11 +21,11 @@ Seed = Annotated[int, Field(ge=0)]
 class Phase(Schema):
     """A stretch of training. `override` replaces keys of the recipe's `optimisation`."""
 
-    batch_size: Positive
+    batch_size: Positive  # images a step, of all processes together
     mask: Mask | None = None  # optional: which tokens are kept; None: all
     method: AnyMethod | None = None  # optional: what becomes of the others; None: they are dropped, as in the paper
     share: Share | None = None  # of the arm's compute; None: what the phases before leave, of the last phase alone
-    override: dict[str, Any] = Field(default_factory=dict)
+    override: dict[str, Any] = Field(default_factory=dict)  # optional: keys of the recipe's `optimisation`
     positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
     handover: Handover | None = None  # optional: what the next phase starts from, in place of the recipe's
 
@@ -90,8 +90,8 @@ class Budget(Schema):
 class Heldout(Schema):
     """The held-out denoising loss: on how many fixed images, and at how many points along the budget."""
 
-    images: Positive
-    points: Positive
+    images: Positive  # fixed ones, chosen by a fixed shuffle
+    points: Positive  # measurements, spread evenly over the budget
 
 
 class Comparison(Schema):

@@ -12,7 +12,7 @@ class PatchMask(Schema):
     """Every token is kept or removed on its own; exactly `num_keep` are kept."""
 
     strategy: Literal["patch"]
-    ratio: Annotated[float, Field(gt=0, lt=1)]
+    ratio: Annotated[float, Field(gt=0, lt=1)]  # the share that is removed, before rounding
 
     def num_keep(self, grid: tuple[int, int]) -> int:
         """Tokens kept of a `(rows, columns)` grid: the whole number nearest to `(1 - ratio) * tokens`."""
@@ -23,8 +23,8 @@ class BlockMask(Schema):
     """The grid is cut into `block x block` blocks of tokens; whole blocks are kept or removed."""
 
     strategy: Literal["block"]
-    ratio: Annotated[float, Field(gt=0, lt=1)]
-    block: Positive
+    ratio: Annotated[float, Field(gt=0, lt=1)]  # the share that is removed, before rounding
+    block: Positive  # tokens a side
 
     def num_blocks(self, grid: tuple[int, int]) -> int:
         """Blocks in a `(rows, columns)` grid."""
@@ -44,7 +44,7 @@ class CropMask(Schema):
     """One `crop x crop` square of tokens at a random place is kept."""
 
     strategy: Literal["crop"]
-    crop: Positive
+    crop: Positive  # tokens a side
 
     def num_keep(self, grid: tuple[int, int]) -> int:
         """Tokens kept of a `(rows, columns)` grid."""
@@ -60,7 +60,7 @@ class StratifiedMask(Schema):
     """One token, at random, is kept of each `block x block` block of the grid."""
 
     strategy: Literal["stratified"]
-    block: Annotated[int, Field(ge=2)]
+    block: Annotated[int, Field(ge=2)]  # tokens a side
 
     def num_keep(self, grid: tuple[int, int]) -> int:
         """Tokens kept of a `(rows, columns)` grid: the number of blocks."""

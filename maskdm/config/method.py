@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeGuard
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -97,6 +97,13 @@ def names() -> list[str]:
     return sorted({file.name for file in files} - NO_METHODS)
 
 
+def settings_class(name: str) -> type[MethodSettings]:
+    """The settings of a method that there is."""
+    module = importlib.import_module(f"{PACKAGE}.{name}")
+    [found] = [kind for kind in vars(module).values() if _is_method_of(kind, module.__name__)]
+    return found
+
+
 def _as_its_class(settings: Any) -> Any:
     """The settings as the class that their name belongs to."""
     if isinstance(settings, MethodSettings):
@@ -104,12 +111,10 @@ def _as_its_class(settings: Any) -> Any:
     name = settings.get("name") if isinstance(settings, dict) else settings
     if not isinstance(settings, dict) or name not in names():
         raise ValueError(f"name={name}; allowed: {', '.join(names())}, with the settings of that method")
-    module = importlib.import_module(f"{PACKAGE}.{name}")
-    [found] = [kind for kind in vars(module).values() if _is_method_of(kind, module.__name__)]
-    return found.model_validate(settings)
+    return settings_class(str(name)).model_validate(settings)
 
 
-def _is_method_of(kind: Any, module: str) -> bool:
+def _is_method_of(kind: Any, module: str) -> TypeGuard[type[MethodSettings]]:
     return isinstance(kind, type) and issubclass(kind, MethodSettings) and kind.__module__ == module
 
 

