@@ -27,10 +27,10 @@ from maskdm.engine.trial import finish, open_record
 from maskdm.engine.workers import end_with_parent
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_atomically
-from maskdm.runtime.paths import ROOT, stage_folder, work_folder
+from maskdm.runtime.paths import ROOT, samples_file, stage_folder, work_folder
 from maskdm.runtime.processes import started_processes
 from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Record, write_record
+from maskdm.tracking.records import Record, read_record, write_record
 from maskdm.training.checkpoint import load_snapshot, network_sha256, snapshot_folder
 from maskdm.training.plan import PhasePlan, peak_memory_bytes, plan_finetune, plan_pretrain
 
@@ -70,7 +70,7 @@ def evaluate(project: Project) -> None:
     weights = {share: network_sha256(load_snapshot(folder, project.device)) for share, folder in snapshots.items()}
     own_identity = identity(project, record.identity, weights)
     out = stage_folder("evaluate", params.arm, params.seed)
-    if (out / "identity").is_file() and (out / "identity").read_text() == own_identity:
+    if _is_judged(out, own_identity, record, params.budget.snapshots):
         return
     work = work_folder("evaluate", params.arm, params.seed, own_identity)
     judge = Judge.open(project, work)
@@ -87,6 +87,19 @@ def evaluate(project: Project) -> None:
         write_record(ROOT, result.record, result.machine)
         write_atomically(out / "identity", lambda file: file.write(own_identity.encode()))
     shutil.rmtree(work.parent, ignore_errors=True)
+
+
+def _is_judged(out: Path, own_identity: str, record: Record, shares: Sequence[float]) -> bool:
+    """Whether all that judging leaves is there: a user may have deleted the record, and an older version kept less."""
+    path, known = out / "identity", read_record(ROOT, record.stage, record.key)
+    kept = all((out / samples_file(share)).is_file() for share in shares)
+    return (
+        kept
+        and known is not None
+        and known[0].identity == record.identity
+        and path.is_file()
+        and path.read_text() == own_identity
+    )
 
 
 STAGES: dict[str, Callable[[Project], None]] = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}

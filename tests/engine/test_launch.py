@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from maskdm.engine import sharing, stages
 from maskdm.engine.project import Project
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.paths import stage_folder
 from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import read_record, read_records, read_step_times
+from maskdm.tracking.records import read_record, read_records, read_step_times, record_path
 from pipeline import prepare, reference
 from tests.pipeline.test_pipeline import command
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
@@ -132,6 +133,24 @@ def test_two_processes_evaluate_like_one(project: Path, monkeypatch: pytest.Monk
         assert row.keys() == expected.keys()
         for name, value in expected.items():
             assert row[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-6)), name
+
+
+def test_a_trial_whose_record_or_samples_are_gone_is_judged_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    trial = Project.open(ALONE).trial("scratch", 0)
+    for stage in (stages.pretrain, stages.finetune, stages.evaluate):
+        stage(trial)
+    record, samples = record_path(project, "default", "scratch/0"), stage_folder("evaluate", "scratch", 0)
+    before = record.read_bytes()
+    record.unlink()
+    stages.evaluate(trial)
+    assert record.read_bytes() == before
+    kept = next(samples.glob("samples-*.npy"))
+    kept.unlink()
+    stages.evaluate(trial)
+    assert kept.is_file()
 
 
 def test_two_processes_time_their_steps_together(project: Path) -> None:
