@@ -510,7 +510,7 @@ def test_a_search_that_is_done_does_nothing_and_takes_more_trials(searched: Path
     [
         ({"trails": 3}, "params.yaml: search.trails is not a known key; did you mean trials?"),
         ({"confirm_seeds": [0]}, "search.confirm_seeds: 0 is the search's own seed; allowed: others"),
-        ({"train_flops": 1e9}, "search.train_flops=1e+09: a step of fine-tuning is 1.3e+07, too long"),
+        ({"train_flops": 1e9}, "search.train_flops=1e+09: a step of fine-tuning is 1.17e+07, too long"),
         (
             {"space": PARAMS["search"]["space"] | {"strategies": ["crop"], "crops": [4]}},
             "search.space: none of its masks fits the 4x4 token grid",

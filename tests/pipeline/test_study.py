@@ -170,4 +170,4 @@ def test_a_mistake_is_one_line(
 
 def test_the_projects_own_parts_are_valid() -> None:
     parts = load_block(Parts, "parts", PROJECT / "study" / "params.yaml").root
-    assert set(parts) == {"curves", "masks", "handover", "share", "stability", "batch", "positions"}
+    assert set(parts) == {"methods", "masks"}
