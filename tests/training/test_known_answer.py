@@ -23,8 +23,8 @@ from tests.denoisers import OBJECTIVES, objective_settings, told_mix
 
 SIDE = 3  # tokens of one pixel
 NUM_TOKENS = SIDE * SIDE
-STEPS, BATCH_SIZE = 900, 64
-CLOSE = 0.09  # how far above the optimum a trained network's loss may lie, as a share of it; found: 0.02 to 0.08
+STEPS, BATCH_SIZE = 1000, 64
+CLOSE = 0.08  # how far above the optimum a trained network's loss may lie, as a share of it; found: 0.02 to 0.07
 LEVELS = cosine_schedule(1000)[[200, 300]]  # where noise and data are of one size: places and neighbours tell most
 EPSILON = "squaredcos_cap_v2, epsilon"
 V_PREDICTION = "squaredcos_cap_v2, v_prediction"
