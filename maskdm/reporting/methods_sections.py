@@ -69,7 +69,8 @@ def networks_answer(parts: Sequence[Compared]) -> Answer:
 
 def claims_answer(part: Compared) -> Answer:
     """What the authors say their methods save, beside what they save here."""
-    rows = {arm: row for arm, row in part.rows.items() if _method(part.params, arm)}
+    methods = {arm: method for arm in part.rows if (method := _method(part.params, arm))}
+    rows = {arm: part.rows[arm] for arm in methods}
     held = [arm for arm, row in rows.items() if row[f"{LOSS}_high"] < 1]
     found = f"{len(held)} of {len(rows)} arms train faster than scratch at equal compute: {listed(held)}."
     section = [
@@ -78,7 +79,7 @@ def claims_answer(part: Compared) -> Answer:
         table(
             {
                 "arm": list(rows),
-                "its authors say": [CLAIMS.get(_method(part.params, arm), NOTHING) for arm in rows],
+                "its authors say": [CLAIMS[methods[arm]] for arm in rows],
                 "compute to scratch's loss, here": [_cell(row) for row in rows.values()],
             }
         ),

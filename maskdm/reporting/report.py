@@ -229,11 +229,14 @@ def analyse_study(default: Params, parts: Mapping[str, Part]) -> list[Analysed]:
     records = read_records(ROOT, ("study",))
     params = {name: part.params(default) for name, part in parts.items()}
     complete = [name for name, own in params.items() if analysis.is_complete(name, own, records)]
+    if not complete:
+        return []
+    times = read_step_times(STUDY_STEP_TIME)
     found: dict[str, Analysed] = {}
     for name in sorted(complete, key=lambda name: params[name].budget.train_flops):
         series = parts[name].series
         shorter = [each.trials for key, each in found.items() if series and parts[key].series == series]
-        found[name] = analyse(name, params[name], records, read_step_times(STUDY_STEP_TIME), shorter=shorter)
+        found[name] = analyse(name, params[name], records, times, shorter=shorter)
     return [found[name] for name in complete]
 
 
