@@ -1,24 +1,32 @@
-"""DVC stage `prepare`: the data set of `params.yaml` as one array in `data/prepared`."""
+"""DVC stages `prepare` and `set@<name>`: the data set of `params.yaml`, or one of the study's, as one array.
 
+python -m pipeline.prepare [--set NAME]
+"""
+
+import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maskdm.config.params import Data
-from maskdm.config.reading import load_params
 from maskdm.datasets.left_out import FILE, in_words
 from maskdm.datasets.prepare import prepare
+from maskdm.engine.sets import add_set, data_of
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import expanded
-from maskdm.runtime.paths import PREPARED, ROOT, own_project
+from maskdm.runtime.paths import ROOT, own_project, places_of
 
 
-def main() -> None:
-    """Write `data/prepared/` and print what it holds."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write `data/prepared/`, or `data/sets/<name>/prepared/`, and print what it holds."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.prepare")
+    add_set(parser)
+    data_set = parser.parse_args(arguments).set
     with exit_with_one_line():
-        home = own_project()
-        info = prepare(found(load_params(ROOT / "params.yaml").data, home), PREPARED, home / "data" / "raw")
-        print(in_one_line(info))
+        home, out = own_project(), places_of(data_set).prepared
+        info = prepare(found(data_of(data_set), home), out, home / "data" / "raw")
+        print(in_one_line(info, out))
 
 
 def found(data: Data, home: Path) -> Data:
@@ -29,7 +37,7 @@ def found(data: Data, home: Path) -> Data:
     return data if os.path.exists(place) else data.model_copy(update={"root": str(home / place)})
 
 
-def in_one_line(info: dict[str, Any]) -> str:
+def in_one_line(info: dict[str, Any], folder: Path) -> str:
     """What `dataset.json` says, for a reader of the terminal."""
     shape = "x".join(map(str, info["shape"]))
     parts = [f"{info['name']}: {info['train']} training and {info['heldout']} held-out images of {shape}"]
@@ -38,7 +46,7 @@ def in_one_line(info: dict[str, Any]) -> str:
     if info["files_found"] is not None:
         parts.append(f"{info['train'] + info['heldout']} of {info['files_found']} files used")
     if info["left_out"]:
-        parts.append(f"left out: {in_words(info['left_out'])}, all names in {PREPARED / FILE}")
+        parts.append(f"left out: {in_words(info['left_out'])}, all names in {folder / FILE}")
     return "; ".join([*parts, f"source: {info['source']}"])
 
 

@@ -1,33 +1,41 @@
-"""DVC stage `reference`: the real images that samples are compared with, and the floor of that comparison.
+"""DVC stages `reference` and `set_reference@<name>`: the real images that samples are compared with, and the floor.
+
+python -m pipeline.reference [--set NAME]
 
 The floor is what the metrics give for other real images: as many as an evaluation has samples, if there are as many.
 """
 
+import argparse
 import json
+from collections.abc import Sequence
 
 from maskdm.config.reading import load_params
 from maskdm.datasets.prepared import PreparedData
+from maskdm.engine.sets import add_set, data_of
 from maskdm.evaluation.extractors import extract, load_extractor
 from maskdm.evaluation.metrics import build_reference, check_reference, floor, floor_images
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_atomically
-from maskdm.runtime.paths import PREPARED, REFERENCE, REFERENCE_RECORD, ROOT
+from maskdm.runtime.paths import PARAMS, places_of
 
 
-def main() -> None:
-    """Write `data/reference/` and `records/reference.json`."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write `data/reference/` and `records/reference.json`, or those of one of the study's data sets."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.reference")
+    add_set(parser)
+    data_set = parser.parse_args(arguments).set
     with exit_with_one_line():
-        params = load_params(ROOT / "params.yaml")
-        evaluation = params.evaluation
-        data = PreparedData.open(PREPARED)
+        data_of(data_set)  # checks the name
+        evaluation, places = load_params(PARAMS).evaluation, places_of(data_set)
+        data = PreparedData.open(places.prepared)
         # first, so that too few images are reported at once and not after minutes
         check_reference(evaluation, len(data.train))
         images, from_heldout = floor_images(data.train, data.heldout, evaluation)
         extractor = load_extractor(evaluation, choose_device())
         reference = build_reference(extractor, data.train, data.info["sha256"], evaluation)
         measured = floor(extract(extractor, images, evaluation.batch_size), reference, evaluation, seed=0)
-        reference.save(REFERENCE)
+        reference.save(places.reference)
         record = {
             "floor": measured,
             "floor_images": from_heldout,
@@ -39,7 +47,7 @@ def main() -> None:
             "data_sha256": reference.key.data_sha256,
         }
         content = json.dumps(record, indent=1, sort_keys=True) + "\n"
-        write_atomically(REFERENCE_RECORD, lambda file: file.write(content.encode()))
+        write_atomically(places.record, lambda file: file.write(content.encode()))
 
 
 if __name__ == "__main__":

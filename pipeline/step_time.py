@@ -7,8 +7,8 @@ import argparse
 import os
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block, load_params, recipe_of
-from maskdm.config.study import DEFAULT, Parts
+from maskdm.config.reading import load_params, recipe_of
+from maskdm.config.study import DEFAULT, load_study
 from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, start_processes, take_threads
 from maskdm.engine.step_time import TimedArm, write_times
 from maskdm.runtime.errors import exit_with_one_line
@@ -26,7 +26,8 @@ def main() -> None:
         params = load_params(ROOT / "params.yaml")
         found: dict[str, Params] = {DEFAULT: params}
         if study:
-            found = {name: part.params(params) for name, part in load_block(Parts, "parts", STUDY).root.items()}
+            asked = load_study(STUDY)
+            found = {name: asked.params(name, params) for name in asked.all_parts}
         trials = sum(len(one.seeds) * len(one.arms) for one in found.values()) if study else len(params.seeds)
         processes = count_processes(trials)
         if processes > 1 and WITHIN_TORCHRUN not in os.environ:

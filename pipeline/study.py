@@ -8,8 +8,7 @@ A trial that is recorded, in this part or in another one, is not trained again; 
 import argparse
 import signal
 
-from maskdm.config.reading import load_block
-from maskdm.config.study import Parts
+from maskdm.config.study import load_study
 from maskdm.engine.comparing import run_part
 from maskdm.engine.workers import add_workers, count_workers
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
@@ -24,11 +23,11 @@ def main() -> None:
     chosen = parser.parse_args()
     with exit_with_one_line():
         workers = count_workers(chosen)
-        parts = load_block(Parts, "parts", STUDY).root
-        if chosen.part not in parts:
-            raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(parts)}")
+        study = load_study(STUDY)
+        if chosen.part not in study.all_parts:
+            raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(study.all_parts)}")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
-        run_part(chosen.part, parts[chosen.part], workers)
+        run_part(chosen.part, study, workers)
 
 
 if __name__ == "__main__":

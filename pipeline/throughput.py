@@ -5,8 +5,8 @@ The speed is what the stage `step_time` measured.
 
 import pandas as pd
 
-from maskdm.config.reading import load_block, load_params, recipe_of
-from maskdm.config.study import Parts
+from maskdm.config.reading import load_params, recipe_of
+from maskdm.config.study import load_study
 from maskdm.engine.step_time import measure_memory, throughput
 from maskdm.engine.workers import run_all
 from maskdm.runtime.errors import exit_with_one_line
@@ -22,9 +22,9 @@ TABLE = STUDY_REPORTS / "throughput.csv"
 def main() -> None:
     """Measure the first phase of every arm of the part and write the table."""
     with exit_with_one_line():
-        params, part = load_params(ROOT / "params.yaml"), load_block(Parts, "parts", STUDY).root[PART]
-        comparison, recipe = part.params(params), recipe_of(params, ROOT)
-        plans = {arm: arm_plans(comparison, recipe, arm)[0] for arm in part.arms}
+        params = load_params(ROOT / "params.yaml")
+        comparison, recipe = load_study(STUDY).params(PART, params), recipe_of(params, ROOT)
+        plans = {arm: arm_plans(comparison, recipe, arm)[0] for arm in comparison.arms}
         times = read_step_times(STUDY_STEP_TIME)
         memory = dict(run_all(measure_memory, list(plans.items()), workers=1, unit="mask"))
         rows = [

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from maskdm.config.params import Params
-from maskdm.config.study import Part
+from maskdm.config.study import Part, Study
 from maskdm.reporting import analysis, report
 from maskdm.runtime.paths import samples_file
 from maskdm.tracking.records import Machine, Record, StepTimes, fold_records, write_record, write_step_times
@@ -286,7 +286,7 @@ def write_parts(root: Path, params: dict[str, Any], trained: dict[str, dict[str,
     own = Params.model_validate(params)
     seconds: dict[str, list[float]] = {}
     for name, block in trained.items():
-        part = Part.model_validate(block).params(own)
+        part = Study(parts={name: Part.model_validate(block)}).params(name, own)
         for record, machine in make_records(part, name=name):
             assert machine is not None
             write_record(root, of_before(record) if name == before else record, machine)

@@ -1,14 +1,15 @@
-"""The schema of the parts of `study/params.yaml`: comparisons that ask one question each."""
+"""The schema of the parts of `study/params.yaml`: comparisons that ask one question each, and their data sets."""
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import RootModel, model_validator
+from pydantic import Field, model_validator
 
 from maskdm.config.comparison import Comparison
 from maskdm.config.networks import Model
-from maskdm.config.params import Params, Sampling
-from maskdm.config.reading import validated
-from maskdm.config.schema import Name
+from maskdm.config.params import Data, Params, Sampling
+from maskdm.config.reading import read_yaml, validated
+from maskdm.config.schema import Name, Schema
 
 Page = Literal["study", "methods"]  # of the reports
 OTHERS = ("recipe", "model", "sampling")  # keys of `params.yaml` that a part may have
@@ -21,27 +22,59 @@ class Part(Comparison):
     question: str  # as a heading of the report
     paper: str  # what the paper says to it, in a sentence
     recipe: Name | None = None  # optional: another recipe
+    set: Name | None = None  # optional, in `set_parts`: another data set, one of `sets`
     model: Model | None = None  # optional: another network
     sampling: Sampling | None = None  # optional: another sampler, as some recipes need
     page: Page = "study"  # optional: which report answers it
     series: Name | None = None  # optional: parts of a series differ in their compute alone
 
-    def params(self, params: Params) -> Params:
-        """The settings `params` with this part's comparison.
+
+class Study(Schema):
+    """What is asked beside the comparison of `params.yaml`."""
+
+    sets: dict[Name, Data] = Field(default_factory=dict)  # optional: by the folder of `data/sets/` that holds them
+    parts: dict[Name, Part]  # on the data set of `params.yaml`
+    set_parts: dict[Name, Part] = Field(default_factory=dict)  # optional: on others, which not everybody has
+
+    @property
+    def all_parts(self) -> dict[str, Part]:
+        """The parts on any data set, by name."""
+        return self.parts | self.set_parts
+
+    def params(self, name: str, params: Params) -> Params:
+        """The settings `params` with the comparison, and whatever else it names, of the part `name`.
 
         Raises:
             MaskDMError: an arm does not fit the settings.
         """
-        own = self.model_dump(include=set(Comparison.model_fields))
-        own |= {key: found for key, found in self.model_dump(include=set(OTHERS)).items() if found is not None}
-        return validated(Params, params.model_dump() | own, where=f"part {self.question!r}")
-
-
-class Parts(RootModel[dict[Name, Part]]):
-    """All parts, by name."""
+        part = self.all_parts[name]
+        own = part.model_dump(include=set(Comparison.model_fields))
+        own |= {key: found for key, found in part.model_dump(include=set(OTHERS)).items() if found is not None}
+        if part.set is not None:
+            own["data"] = self.sets[part.set].model_dump()
+        return validated(Params, params.model_dump() | own, where=f"part {name}")
 
     @model_validator(mode="after")
-    def _own_names(self) -> Self:
-        if DEFAULT in self.root:
-            raise ValueError(f"{DEFAULT}: that is the comparison of params.yaml; allowed: another name")
+    def _names_are_known(self) -> Self:
+        if DEFAULT in self.all_parts:
+            raise ValueError(f"parts.{DEFAULT}: that is the comparison of params.yaml; allowed: another name")
+        if twice := set(self.parts) & set(self.set_parts):
+            raise ValueError(f"set_parts.{min(twice)}: there is a part of that name; allowed: another name")
+        for name, part in self.parts.items():
+            if part.set is not None:
+                raise ValueError(f"parts.{name}.set={part.set}; allowed: none (a part with a set stands in set_parts)")
+        for name, part in self.set_parts.items():
+            if part.set not in self.sets:
+                allowed = ", ".join(self.sets) or "a name in sets"
+                raise ValueError(f"set_parts.{name}.set={part.set}; allowed: {allowed}")
         return self
+
+
+def load_study(path: Path) -> Study:
+    """Read and check the parts and data sets of a `study/params.yaml`; its other keys are for others to read.
+
+    Raises:
+        MaskDMError: the file is missing or is not YAML, or what it holds breaks the schema.
+    """
+    content = read_yaml(path)
+    return validated(Study, {key: content[key] for key in Study.model_fields if key in content}, str(path))

@@ -8,9 +8,8 @@ from statistics import mean
 from scipy.stats import spearmanr
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block
 from maskdm.config.recipe import Recipe
-from maskdm.config.study import Parts
+from maskdm.config.study import load_study
 from maskdm.datasets.prepared import PreparedData
 from maskdm.engine.advice import Advised, advise, in_words, tokens_of
 from maskdm.engine.context import TokenCovariance
@@ -62,11 +61,10 @@ def agreement(params: Params, recipe: Recipe, tokens: TokenCovariance, sha256: s
     path = root / "study" / "params.yaml"
     if not path.is_file():
         return None
-    part = load_block(Parts, "parts", path).root.get(STUDY_PART)
-    losses = final_losses(root, "study", STUDY_PART, sha256)
-    if part is None or not losses:
+    study, losses = load_study(path), final_losses(root, "study", STUDY_PART, sha256)
+    if STUDY_PART not in study.parts or not losses:
         return None
-    own = part.params(params)
+    own = study.params(STUDY_PART, params)
     if own.grid != tokens.grid:
         return None
     masks = {

@@ -3,8 +3,7 @@
 import shutil
 from dataclasses import dataclass, replace
 
-from maskdm.config.reading import recipe_of
-from maskdm.config.study import Part
+from maskdm.config.study import Study
 from maskdm.engine.project import Project
 from maskdm.engine.trial import run_trial, trial_identity, work_of
 from maskdm.engine.workers import run_all
@@ -20,7 +19,7 @@ class Task:
     """One trial of a part."""
 
     name: str  # of the part
-    part: Part
+    study: Study
     arm: str
     seed: int
 
@@ -31,13 +30,13 @@ class Task:
 
     def project(self, project: Project) -> Project:
         """The project with this trial's settings."""
-        params = self.part.params(project.params)
-        return replace(project, params=params.trial(self.arm, self.seed), recipe=recipe_of(params, ROOT))
+        return project.of_part(self.study, self.name).trial(self.arm, self.seed)
 
 
-def run_part(name: str, part: Part, workers: int) -> None:
+def run_part(name: str, study: Study, workers: int) -> None:
     """Train and judge what is missing of a part, `workers` trials at a time, and write its file of records."""
-    tasks = [Task(name, part, arm, seed) for seed in part.seeds for arm in part.arms]
+    part = study.all_parts[name]
+    tasks = [Task(name, study, arm, seed) for seed in part.seeds for arm in part.arms]
     missing = keep_known(Project.open(ALONE), tasks)
     if missing:
         bar = WorkBar(f"{name}: {len(missing)} of {len(tasks)} trials", [part.budget.train_flops] * len(missing))

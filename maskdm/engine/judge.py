@@ -24,7 +24,7 @@ from maskdm.evaluation.pictures import GRID_SIDE, as_grid
 from maskdm.evaluation.sampling import sample_images
 from maskdm.networks.network import Network
 from maskdm.runtime.files import reading, write_atomically
-from maskdm.runtime.paths import REFERENCE, samples_file
+from maskdm.runtime.paths import samples_file
 from maskdm.runtime.processes import ALONE, Processes
 from maskdm.runtime.progress import Reporter, Status
 from maskdm.runtime.seeding import generator
@@ -78,7 +78,7 @@ class Judge:
         plans = arm_plans(params, project.recipe, params.arm)
         extractor = load_extractor(params.evaluation, project.device)
         key = ReferenceKey.of(extractor, project.data.info["sha256"], params.evaluation)
-        return cls(project, plans, extractor, load_reference(REFERENCE, key), work)
+        return cls(project, plans, extractor, load_reference(project.reference, key), work)
 
     def __call__(self, share: float, folder: Path) -> Row:
         """The row of the record for the snapshot in `folder`, taken at `share` of the budget; {} on other processes."""

@@ -16,12 +16,13 @@ from maskdm.config.objective import flat_settings
 from maskdm.config.params import Params
 from maskdm.config.reading import flat, load_params, recipe_of
 from maskdm.config.recipe import Recipe
+from maskdm.config.study import Study
 from maskdm.datasets.prepared import PreparedData
 from maskdm.networks.network import Network
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.paths import PREPARED, ROOT
+from maskdm.runtime.paths import PREPARED, REFERENCE, ROOT, places_of
 from maskdm.runtime.processes import Processes
 from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, hardware
 from maskdm.training.checkpoint import fingerprint
@@ -37,6 +38,7 @@ class Project:
     data: PreparedData
     device: torch.device
     processes: Processes
+    reference: Path = REFERENCE  # folder with what samples of these data are compared with
 
     @classmethod
     def open(cls, processes: Processes) -> "Project":
@@ -47,12 +49,24 @@ class Project:
         """
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
-        if params.model.class_conditional and data.labels is None:
-            remedy = ", or data.labels: folders" if data.info["name"] == "image_folder" else ""
-            raise MaskDMError(
-                f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false{remedy}"
-            )
+        _check_labels(params, data)
         return cls(params, recipe_of(params, ROOT), data, choose_device(), processes)
+
+    def of_part(self, study: Study, name: str) -> "Project":
+        """The project with the settings of a part of the study, and its data set.
+
+        Raises:
+            MaskDMError: the settings or the data are not usable.
+        """
+        params, data_set = study.params(name, self.params), study.all_parts[name].set
+        places = places_of(data_set)
+        if data_set is not None and not places.reference.is_dir():
+            raise MaskDMError(
+                f"{places.reference}: no such folder; make it with `dvc repro study/dvc.yaml:set_reference@{data_set}`"
+            )
+        data = self.data if data_set is None else PreparedData.open(places.prepared)
+        _check_labels(params, data)
+        return replace(self, params=params, recipe=recipe_of(params, ROOT), data=data, reference=places.reference)
 
     def trial(self, arm: str, seed: int) -> "Project":
         """The project with the settings of one trial."""
@@ -82,6 +96,14 @@ class Project:
             images_per_second=images / total_seconds if total_seconds else None,
             peak_memory_bytes=memory,
             seconds=seconds,
+        )
+
+
+def _check_labels(params: Params, data: PreparedData) -> None:
+    if params.model.class_conditional and data.labels is None:
+        remedy = ", or data.labels: folders" if data.info["name"] == "image_folder" else ""
+        raise MaskDMError(
+            f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false{remedy}"
         )
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from maskdm.config.reading import load_block, recipe_of
-from maskdm.config.study import DEFAULT, Parts
+from maskdm.config.study import DEFAULT, load_study
 from maskdm.engine.project import Project
 from maskdm.engine.single import train_alone
 from maskdm.engine.trial import trial_identity
@@ -36,11 +35,11 @@ class PublishedRow:
         comparison, _, arm = name.rpartition("/")
         comparison = comparison or DEFAULT
         if comparison != DEFAULT:
-            parts = load_block(Parts, "parts", STUDY).root
-            if comparison not in parts:
-                raise MaskDMError(f"row {name}: no part {comparison}; allowed: {', '.join((DEFAULT, *parts))}")
-            params = parts[comparison].params(project.params)
-            project = replace(project, params=params, recipe=recipe_of(params, ROOT))
+            study = load_study(STUDY)
+            if comparison not in study.all_parts:
+                allowed = ", ".join((DEFAULT, *study.all_parts))
+                raise MaskDMError(f"row {name}: no part {comparison}; allowed: {allowed}")
+            project = project.of_part(study, comparison)
         if arm not in project.params.arms:
             allowed = ", ".join(project.params.arms)
             raise MaskDMError(f"row {name}: no arm {arm or '(empty)'} in {comparison}; allowed: {allowed}")

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from maskdm.config.params import Params
-from maskdm.config.reading import flat, load_block
-from maskdm.config.study import Part, Parts
+from maskdm.config.reading import flat
+from maskdm.config.study import Part, load_study
 from maskdm.reporting import budgets, page, pictures, provenance, search_page, web
 from maskdm.reporting.analysis import Records, ordered_arms
 from maskdm.reporting.page import LOSS
@@ -81,10 +81,9 @@ def read_study(params: Params, data: Mapping[str, Any], study: Records) -> list[
     """
     if not study or not STUDY.is_file() or not STUDY_STEP_TIME.is_file():
         return []
-    parts = load_block(Parts, "parts", STUDY).root
-    return analyse_study(
-        params, {name: part for name, part in parts.items() if _is_of(name, part, params, data, study)}
-    )
+    asked = load_study(STUDY)
+    own = [name for name, part in asked.parts.items() if _is_of(name, part, params, data, study)]
+    return analyse_study(params, asked, own)
 
 
 def _is_of(name: str, part: Part, params: Params, data: Mapping[str, Any], study: Records) -> bool:

@@ -1,7 +1,7 @@
 """The pages with their tables and figures: read what the stages left, analyse it, write."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block, load_params, recipe_of
+from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.recipe import Recipe
-from maskdm.config.study import DEFAULT, Part, Parts
+from maskdm.config.study import DEFAULT, Part, Study, load_study
 from maskdm.datasets.prepared import PreparedData
 from maskdm.reporting import analysis, figures, methods_sections, page, study_sections
 from maskdm.reporting.analysis import Records
@@ -218,8 +218,8 @@ def read_masks(params: Params, data: PreparedData) -> dict[str, np.ndarray]:
 # --- the study ----------------------------------------------------------------------------------------------
 
 
-def analyse_study(default: Params, parts: Mapping[str, Part]) -> list[Analysed]:
-    """The parts whose trials are all recorded, in the order of `parts`.
+def analyse_study(default: Params, study: Study, names: Iterable[str]) -> list[Analysed]:
+    """Those of the parts `names` whose trials are all recorded, in that order.
 
     Those of a series are analysed from the smallest budget on: each is seen beside the ones before it.
 
@@ -227,7 +227,7 @@ def analyse_study(default: Params, parts: Mapping[str, Part]) -> list[Analysed]:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
     records = read_records(ROOT, ("study",))
-    params = {name: part.params(default) for name, part in parts.items()}
+    params, parts = {name: study.params(name, default) for name in names}, study.all_parts
     complete = [name for name, own in params.items() if analysis.is_complete(name, own, records)]
     if not complete:
         return []
@@ -246,8 +246,9 @@ def write_study() -> None:
     Raises:
         MaskDMError: a file is missing or damaged, or does not fit the others.
     """
-    parts, times = load_block(Parts, "parts", STUDY).root, read_step_times(STUDY_STEP_TIME)
-    found = analyse_study(load_params(ROOT / "params.yaml"), parts)
+    study, times = load_study(STUDY), read_step_times(STUDY_STEP_TIME)
+    parts = study.all_parts
+    found = analyse_study(load_params(ROOT / "params.yaml"), study, parts)
     for name, head in study_sections.HEADS.items():
         own = {key: part for key, part in parts.items() if part.page == name}
         write_text(REPORTS / f"{name}.md", study_page(name, head, own, found, times))

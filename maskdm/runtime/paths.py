@@ -1,6 +1,7 @@
 """The places of the files that stages hand to each other."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path()  # stages run in the project's root, as DVC does
@@ -25,6 +26,23 @@ def own_project() -> Path:
     """
     home = os.path.realpath(os.environ.get("DVC_ROOT", ""))
     return Path(home) if Path(os.path.realpath(ROOT)).is_relative_to(Path(home) / ".dvc") else ROOT
+
+
+@dataclass(frozen=True)
+class DataPlaces:
+    """Where the stages keep a data set."""
+
+    prepared: Path  # the array
+    reference: Path  # folder with what samples are compared with
+    record: Path  # the floor of that comparison
+
+
+def places_of(data_set: str | None) -> DataPlaces:
+    """The places of a data set of the study, or, of None, of that of `params.yaml`."""
+    if data_set is None:
+        return DataPlaces(PREPARED, REFERENCE, REFERENCE_RECORD)
+    folder = ROOT / "data" / "sets" / data_set
+    return DataPlaces(folder / "prepared", folder / "reference", ROOT / "records" / f"reference-{data_set}.json")
 
 
 def stage_folder(stage: str, arm: str, seed: int) -> Path:

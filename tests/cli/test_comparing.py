@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from maskdm.config.reading import load_block, load_params
-from maskdm.config.study import Parts
+from maskdm.config.reading import load_params
+from maskdm.config.study import load_study
 from maskdm.engine.project import Project
 from maskdm.engine.trial import run_trial
 from maskdm.reporting.analysis import prediction_interval
@@ -26,7 +26,7 @@ def test_a_comparison_with_the_baseline_says_what_the_published_table_says(
     comparison: str, monkeypatch: pytest.MonkeyPatch, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(PROJECT)
-    parts = load_block(Parts, "parts", "study/params.yaml").root
+    parts = load_study(Path("study/params.yaml")).parts
     settings = load_params("params.yaml") if comparison == "default" else parts[comparison]
     table = pd.read_csv(Path("reports", "default" if comparison == "default" else "study", "arms.csv"))
     published = table[(table["comparison"] == comparison) & (table["arm"] != settings.baseline)].iloc[-1]

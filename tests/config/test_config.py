@@ -10,11 +10,11 @@ from ruamel.yaml import YAML
 from maskdm.config.comparison import Budget, Heldout, Phase, mean_tokens, methods_in_words
 from maskdm.config.masks import BlockMask, CropMask, PatchMask, effective_mask_ratio
 from maskdm.config.objective import SAMPLERS, objective_name
-from maskdm.config.params import Params
+from maskdm.config.params import Data, Params
 from maskdm.config.reading import flat, load_block, load_params, load_recipe, recipe_of
 from maskdm.config.recipe import Recipe
 from maskdm.config.schema import Schema
-from maskdm.config.study import Parts
+from maskdm.config.study import load_study
 from maskdm.runtime.errors import MaskDMError
 from tests.conftest import PARAMS, RECIPE
 from tests.denoisers import EDM, OBJECTIVES, objective_settings
@@ -317,11 +317,28 @@ def test_a_part_of_the_study_has_the_settings_of_the_project_and_a_name_of_its_o
 ) -> None:
     keys = ("seeds", "budget", "heldout", "arms", "baseline", "controls")
     part = {key: settings[key] for key in keys} | {"seeds": [7], "question": "Why?", "paper": "it does."}
-    parts = load_block(Parts, "parts", write(tmp_path, {"parts": {"shares": part}}))
-    own = parts.root["shares"].params(params)
-    assert own == params.model_copy(update={"seeds": (7,)})
-    with pytest.raises(MaskDMError, match=r"parts: default: that is the comparison of params\.yaml; allowed: another"):
-        load_block(Parts, "parts", write(tmp_path, {"parts": {"default": part}}))
+    study = load_study(write(tmp_path, {"parts": {"shares": part}, "tunings": "of others"}))
+    assert study.params("shares", params) == params.model_copy(update={"seeds": (7,)})
+    with pytest.raises(MaskDMError, match=r"parts\.default: that is the comparison of params\.yaml; allowed: another"):
+        load_study(write(tmp_path, {"parts": {"default": part}}))
+
+
+def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: dict[str, Any], params: Params) -> None:
+    keys = ("seeds", "budget", "heldout", "arms", "baseline", "controls")
+    part = {key: settings[key] for key in keys} | {"question": "Why?", "paper": "it does."}
+    other = settings["data"] | {"name": "digits", "train_images": 100}
+    blocks = {"sets": {"small": other}, "parts": {"one": part}, "set_parts": {"two": part | {"set": "small"}}}
+    study = load_study(write(tmp_path, blocks))
+    assert study.params("one", params) == params
+    assert study.params("two", params) == params.model_copy(update={"data": Data.model_validate(other)})
+    for changes, says in (
+        ({"set_parts": {"two": part | {"set": "smal"}}}, r"set_parts\.two\.set=smal; allowed: small"),
+        ({"set_parts": {"two": part}}, r"set_parts\.two\.set=None; allowed: small"),
+        ({"parts": {"one": part | {"set": "small"}}}, r"parts\.one\.set=small; allowed: none"),
+        ({"set_parts": {"one": part | {"set": "small"}}}, r"set_parts\.one: there is a part of that name"),
+    ):
+        with pytest.raises(MaskDMError, match=says):
+            load_study(write(tmp_path, blocks | changes))
 
 
 def test_a_block_of_a_file_is_read_alone_and_named_in_errors(tmp_path: Path) -> None:

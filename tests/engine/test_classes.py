@@ -43,13 +43,13 @@ def opened(folder: Path, **data: Any) -> Project:
         sampling=PARAMS["sampling"] | {"guidance_scale": 2.0},
         arms={"scratch": [told], "staged": [masked, told]},
     )
-    prepare.main()
+    prepare.main([])
     return Project.open(ALONE)
 
 
 def test_samples_are_of_the_class_that_they_are_asked_for(images: Path) -> None:
     trial = opened(images, labels="folders").trial("staged", 1)
-    reference.main()
+    reference.main([])
     for stage in (pretrain, finetune, evaluate):
         stage(trial)
     ((record, _),) = read_records(Path(), ("default",))

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from maskdm.config.params import Params
-from maskdm.config.reading import load_block, load_params, load_recipe
-from maskdm.config.study import DEFAULT, Parts
+from maskdm.config.reading import load_params, load_recipe
+from maskdm.config.study import DEFAULT, load_study
 from maskdm.datasets.prepared import PreparedData
 from maskdm.engine.project import Project
 from maskdm.engine.trial import trial_identity
@@ -19,8 +19,8 @@ from tests.imports import PROJECT
 def comparisons() -> dict[str, Params]:
     """The settings of `params.yaml` and of every part of the study, by name."""
     params = load_params(PROJECT / "params.yaml")
-    parts = load_block(Parts, "parts", PROJECT / "study" / "params.yaml").root
-    return {DEFAULT: params} | {name: part.params(params) for name, part in parts.items()}
+    study = load_study(PROJECT / "study" / "params.yaml")
+    return {DEFAULT: params} | {name: study.params(name, params) for name in study.all_parts}
 
 
 def identity_of(params: Params, record: Record) -> str:

@@ -49,8 +49,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder, budget=BUDGET, recipe="paper", seeds=[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        prepare.main()
-        reference.main()
+        prepare.main([])
+        reference.main([])
     return folder
 
 

@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from maskdm.config.reading import load_block
-from maskdm.config.study import Parts
+from maskdm.config.study import load_study
 from maskdm.tracking.records import read_records, read_step_times
-from tests.conftest import MODELS
+from tests.conftest import MODELS, PARAMS
 from tests.imports import PROJECT
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
@@ -42,8 +41,12 @@ def run(folder: Path, module: str, *arguments: str, expect: int = 0) -> str:
 
 
 def write_study(folder: Path, **parts: Any) -> None:
+    write_blocks(folder, {"parts": parts})
+
+
+def write_blocks(folder: Path, blocks: dict[str, Any]) -> None:
     with (folder / "study" / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump({"parts": parts}, file)
+        YAML(typ="safe").dump(blocks, file)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +102,30 @@ def test_a_part_may_have_another_network_recipe_and_sampler(project: Path, tmp_p
     assert re.search(r"sampling\.sampler=\w+ with objective=flow; allowed: euler, heun", error)
 
 
+def test_a_part_may_have_another_data_set(project: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(project, tmp_path / "project")
+    data = PARAMS["data"] | {"train_images": 300}
+    part = FIRST | {"set": "few", "seeds": [1], "arms": {"scratch": [DENSE]}}
+    write_blocks(folder, {"sets": {"few": data}, "parts": {}, "set_parts": {"on_few": part}})
+    error = run(folder, "prepare", "--set", "fw", expect=2)
+    assert error == "error: --set fw: allowed: few\n"
+    error = run(folder, "study", "on_few", expect=2)
+    missing = "data/sets/few/reference: no such folder; make it with `dvc repro study/dvc.yaml:set_reference@few`"
+    assert error == f"error: {missing}\n"
+    for stage in ("prepare", "reference"):
+        run(folder, stage, "--set", "few")
+    assert (folder / "records" / "reference-few.json").is_file()
+    run(folder, "study", "on_few")
+    (found,) = (record for record, _ in read_records(folder, ("study",)) if record.key.startswith("on_few/"))
+    assert found.data["train"] == 300
+    (known,) = (record for record, _ in read_records(folder, ("study",)) if record.key == "first/scratch-1")
+    assert found.history[-1]["fd_effnet_lite0"] != known.history[-1]["fd_effnet_lite0"]
+    assert found.summary["train_flops"] == known.summary["train_flops"]
+
+
 def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:
-    settings = load_block(Parts, "parts", project / "study" / "params.yaml")
-    write_study(project, **{name: part.model_dump(mode="json") for name, part in settings.root.items()}, third=FIRST)
+    parts = load_study(project / "study" / "params.yaml").parts
+    write_study(project, **{name: part.model_dump(mode="json") for name, part in parts.items()}, third=FIRST)
     error = run(project, "report", "--study", expect=2)
     assert error == "error: records/study_step_time.json: no such file; the stage `step_time` writes it\n"
     run(project, "step_time", "--study")
@@ -169,5 +193,5 @@ def test_a_mistake_is_one_line(
 
 
 def test_the_projects_own_parts_are_valid() -> None:
-    parts = load_block(Parts, "parts", PROJECT / "study" / "params.yaml").root
-    assert set(parts) == {"methods", "masks"}
+    parts = load_study(PROJECT / "study" / "params.yaml").all_parts
+    assert set(parts) >= {"methods", "masks"}
