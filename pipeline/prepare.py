@@ -12,7 +12,7 @@ from typing import Any
 from maskdm.config.params import Data
 from maskdm.datasets.left_out import FILE, in_words
 from maskdm.datasets.prepare import prepare
-from maskdm.engine.sets import add_set, data_of
+from maskdm.engine.sets import add_set, settings_of
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import expanded
 from maskdm.runtime.paths import ROOT, own_project, places_of
@@ -24,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_set(parser)
     data_set = parser.parse_args(arguments).set
     with exit_with_one_line():
-        home, out = own_project(), places_of(data_set).prepared
-        info = prepare(found(data_of(data_set), home), out, home / "data" / "raw")
-        print(in_one_line(info, out))
+        home, (settings, _), out = own_project(), settings_of(data_set), places_of(data_set).prepared
+        folders = {out: settings.data} | {out.with_name(name): data for name, data in settings.others.items()}
+        for folder, data in folders.items():
+            info = prepare(found(data, home), folder, home / "data" / "raw")
+            print(in_one_line(info, folder))
 
 
 def found(data: Data, home: Path) -> Data:

@@ -9,15 +9,14 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from maskdm.config.reading import load_params
 from maskdm.datasets.prepared import PreparedData
-from maskdm.engine.sets import add_set, data_of
+from maskdm.engine.sets import add_set, settings_of
 from maskdm.evaluation.extractors import extract, load_extractor
 from maskdm.evaluation.metrics import build_reference, check_reference, floor, floor_images
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_atomically
-from maskdm.runtime.paths import PARAMS, places_of
+from maskdm.runtime.paths import places_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_set(parser)
     data_set = parser.parse_args(arguments).set
     with exit_with_one_line():
-        data_of(data_set)  # checks the name
-        evaluation, places = load_params(PARAMS).evaluation, places_of(data_set)
+        _, evaluation = settings_of(data_set)
+        places = places_of(data_set)
         data = PreparedData.open(places.prepared)
         # first, so that too few images are reported at once and not after minutes
         check_reference(evaluation, len(data.train))

@@ -28,6 +28,7 @@ class Phase(Schema):
     override: dict[str, Any] = Field(default_factory=dict)  # optional: keys of the recipe's `optimisation`
     positions: bool = True  # optional: whether the network is told where the visible tokens stand (H of the paper)
     handover: Handover | None = None  # optional: what the next phase starts from, in place of the recipe's
+    set: Name | None = None  # optional, in `set_parts`: which `others` of its data set the phase sees
 
     def optimisation(self, recipe: Recipe) -> Optimisation:
         """The recipe's optimisation with this phase's overrides."""

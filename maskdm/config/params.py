@@ -28,6 +28,7 @@ class Data(Schema):
     holdout: Positive | None  # images to hold out; None where the data set has a held-out split of its own
     train_images: Positive | None  # use only so many training images, chosen by a fixed shuffle; None: all
     labels: Literal["folders"] | None = None  # optional, of `image_folder`: its folders are classes; None: no classes
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # optional: those alone, by name; None: all
 
     @model_validator(mode="after")
     def _power_of_two(self) -> Self:

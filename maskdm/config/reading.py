@@ -24,7 +24,14 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         MaskDMError: the file is missing, is not YAML, or breaks the schema.
     """
-    return validated(Params, read_yaml(Path(path)), str(path))
+    params = validated(Params, read_yaml(Path(path)), str(path))
+    for arm, phases in params.arms.items():
+        for place, phase in enumerate(phases):
+            if phase.set is not None:
+                raise MaskDMError(
+                    f"{path}: arms.{arm}.{place}.set={phase.set}; allowed: none, it is for the study's parts"
+                )
+    return params
 
 
 def load_recipe(name: str, root: Path = Path()) -> Recipe:

@@ -7,9 +7,10 @@ from pydantic import Field, model_validator
 
 from maskdm.config.comparison import Comparison
 from maskdm.config.networks import Model
-from maskdm.config.params import Data, Params, Sampling
+from maskdm.config.params import Data, Evaluation, Params, Sampling
 from maskdm.config.reading import read_yaml, validated
-from maskdm.config.schema import Name, Schema
+from maskdm.config.schema import Name, Positive, Schema
+from maskdm.runtime.paths import OWN
 
 Page = Literal["study", "methods"]  # of the reports
 OTHERS = ("recipe", "model", "sampling")  # keys of `params.yaml` that a part may have
@@ -29,10 +30,18 @@ class Part(Comparison):
     series: Name | None = None  # optional: parts of a series differ in their compute alone
 
 
+class DataSet(Schema):
+    """A data set beside that of `params.yaml`."""
+
+    data: Data
+    reference: Positive | None = None  # optional: training images that samples are compared with, if it has fewer
+    others: dict[Name, Data] = Field(default_factory=dict)  # optional: what phases may see in place of `data`
+
+
 class Study(Schema):
     """What is asked beside the comparison of `params.yaml`."""
 
-    sets: dict[Name, Data] = Field(default_factory=dict)  # optional: by the folder of `data/sets/` that holds them
+    sets: dict[Name, DataSet] = Field(default_factory=dict)  # optional: by the folder of `data/sets/` that holds them
     parts: dict[Name, Part]  # on the data set of `params.yaml`
     set_parts: dict[Name, Part] = Field(default_factory=dict)  # optional: on others, which not everybody has
 
@@ -40,6 +49,18 @@ class Study(Schema):
     def all_parts(self) -> dict[str, Part]:
         """The parts on any data set, by name."""
         return self.parts | self.set_parts
+
+    @model_validator(mode="after")
+    def _others_have_another_name(self) -> Self:
+        for name, data_set in self.sets.items():
+            if OWN in data_set.others:
+                raise ValueError(f"sets.{name}.others.{OWN}: that is its data; allowed: another name")
+        return self
+
+    def evaluation(self, data_set: str, params: Params) -> Evaluation:
+        """The evaluation of `params` with as many real images as a data set has."""
+        own = self.sets[data_set].reference
+        return params.evaluation if own is None else params.evaluation.model_copy(update={"reference": own})
 
     def params(self, name: str, params: Params) -> Params:
         """The settings `params` with the comparison, and whatever else it names, of the part `name`.
@@ -51,7 +72,7 @@ class Study(Schema):
         own = part.model_dump(include=set(Comparison.model_fields))
         own |= {key: found for key, found in part.model_dump(include=set(OTHERS)).items() if found is not None}
         if part.set is not None:
-            own["data"] = self.sets[part.set].model_dump()
+            own |= {"data": self.sets[part.set].data.model_dump(), "evaluation": self.evaluation(part.set, params)}
         return validated(Params, params.model_dump() | own, where=f"part {name}")
 
     @model_validator(mode="after")
@@ -63,10 +84,17 @@ class Study(Schema):
         for name, part in self.parts.items():
             if part.set is not None:
                 raise ValueError(f"parts.{name}.set={part.set}; allowed: none (a part with a set stands in set_parts)")
+        allowed = ", ".join(self.sets) or "a name in sets"
         for name, part in self.set_parts.items():
             if part.set not in self.sets:
-                allowed = ", ".join(self.sets) or "a name in sets"
                 raise ValueError(f"set_parts.{name}.set={part.set}; allowed: {allowed}")
+        for name, part in self.all_parts.items():
+            others = self.sets[part.set].others if part.set else {}
+            for arm, phases in part.arms.items():
+                for place, phase in enumerate(phases):
+                    if phase.set is not None and phase.set not in others:
+                        allowed = ", ".join(others) or "none, its data set has no others"
+                        raise ValueError(f"{name}.arms.{arm}.{place}.set={phase.set}; allowed: {allowed}")
         return self
 
 

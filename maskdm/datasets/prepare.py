@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from maskdm.config.params import Data
 from maskdm.datasets import cifar10, digits, fashion_mnist, folders
+from maskdm.datasets.classes import of_classes
 from maskdm.datasets.duplicates import count_duplicates
 from maskdm.datasets.left_out import COPIES, FILE, UNREADABLE, in_words
 from maskdm.datasets.prepared import IMAGES_FILE, INFO_FILE, LABELS_FILE
@@ -55,7 +56,7 @@ def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
     try:
         scratch = partial / "scratch"
         scratch.mkdir(parents=True)
-        info = _write(LOADERS[data.name](data, raw, scratch), data, partial)
+        info = _write(_load(data, raw, scratch), data, partial)
         shutil.rmtree(scratch)
         if out.exists():
             os.rename(out, old)
@@ -65,6 +66,11 @@ def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
     finally:
         _remove(partial, old)
     return info
+
+
+def _load(data: Data, raw: Path, scratch: Path) -> RawImages:
+    found = LOADERS[data.name](data, raw, scratch)
+    return found if data.classes is None else of_classes(found, data.classes)
 
 
 def _check_root(data: Data, out: Path) -> None:

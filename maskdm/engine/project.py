@@ -1,8 +1,8 @@
 """What all that trains and judges shares: the opened project, and the identity and the parameters of a trial."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Project:
     device: torch.device
     processes: Processes
     reference: Path = REFERENCE  # folder with what samples of these data are compared with
+    sets: Mapping[str, PreparedData] = field(default_factory=dict)  # other data sets that phases see, by name
 
     @classmethod
     def open(cls, processes: Processes) -> "Project":
@@ -59,14 +60,33 @@ class Project:
             MaskDMError: the settings or the data are not usable.
         """
         params, data_set = study.params(name, self.params), study.all_parts[name].set
+        seen = {phase.set for phases in params.arms.values() for phase in phases if phase.set is not None}
         places = places_of(data_set)
-        if data_set is not None and not places.reference.is_dir():
-            raise MaskDMError(
-                f"{places.reference}: no such folder; make it with `dvc repro study/dvc.yaml:set_reference@{data_set}`"
-            )
+        if data_set is not None:
+            _require(places.prepared, f"set@{data_set}")
+            _require(places.reference, f"set_reference@{data_set}")
         data = self.data if data_set is None else PreparedData.open(places.prepared)
-        _check_labels(params, data)
-        return replace(self, params=params, recipe=recipe_of(params, ROOT), data=data, reference=places.reference)
+        sets = {name: PreparedData.open(places.prepared.with_name(name)) for name in sorted(seen)}
+        for found in (data, *sets.values()):
+            _check_labels(params, found)
+        return replace(
+            self, params=params, recipe=recipe_of(params, ROOT), data=data, reference=places.reference, sets=sets
+        )
+
+    def training_data(self, plan: PhasePlan) -> PreparedData:
+        """What a phase sees.
+
+        Raises:
+            MaskDMError: images of another shape than those of the comparison.
+        """
+        if plan.data_set is None:
+            return self.data
+        found = self.sets[plan.data_set]
+        if found.info["shape"] != self.data.info["shape"]:
+            raise MaskDMError(
+                f"set={plan.data_set}: images of {found.info['shape']}; allowed: {self.data.info['shape']}"
+            )
+        return found
 
     def trial(self, arm: str, seed: int) -> "Project":
         """The project with the settings of one trial."""
@@ -97,6 +117,11 @@ class Project:
             peak_memory_bytes=memory,
             seconds=seconds,
         )
+
+
+def _require(folder: Path, stage: str) -> None:
+    if not folder.is_dir():
+        raise MaskDMError(f"{folder}: no such folder; make it with `dvc repro study/dvc.yaml:{stage}`")
 
 
 def _check_labels(params: Params, data: PreparedData) -> None:
@@ -227,4 +252,4 @@ def plan_as_json(plan: PhasePlan) -> dict[str, Any]:
         "method": plan.method.model_dump(exclude_defaults=True),
         "optimisation": flat(plan.optimisation.model_dump(exclude_defaults=True)),
     }
-    return {**vars(plan), **own}
+    return {name: value for name, value in vars(plan).items() if name != "data_set" or value} | own

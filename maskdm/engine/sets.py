@@ -2,9 +2,9 @@
 
 import argparse
 
-from maskdm.config.params import Data
+from maskdm.config.params import Evaluation
 from maskdm.config.reading import load_params
-from maskdm.config.study import load_study
+from maskdm.config.study import DataSet, load_study
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import PARAMS, STUDY
 
@@ -14,15 +14,16 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="NAME", help="one of `sets` in study/params.yaml; else that of params.yaml")
 
 
-def data_of(name: str | None) -> Data:
-    """The settings of the data set `name` of the study; of None: those of `params.yaml`.
+def settings_of(name: str | None) -> tuple[DataSet, Evaluation]:
+    """The data set `name` of the study and how samples are compared with it; of None: those of `params.yaml`.
 
     Raises:
-        MaskDMError: there is none of that name, or the file of settings is not usable.
+        MaskDMError: there is none of that name, or a file of settings is not usable.
     """
+    params = load_params(PARAMS)
     if name is None:
-        return load_params(PARAMS).data
-    sets = load_study(STUDY).sets
-    if name not in sets:
-        raise MaskDMError(f"--set {name}: allowed: {', '.join(sets) or 'none, study/params.yaml has no sets'}")
-    return sets[name]
+        return DataSet(data=params.data), params.evaluation
+    study = load_study(STUDY)
+    if name not in study.sets:
+        raise MaskDMError(f"--set {name}: allowed: {', '.join(study.sets) or 'none, study/params.yaml has no sets'}")
+    return study.sets[name], study.evaluation(name, params)

@@ -82,7 +82,7 @@ def train_phases(
         trainer = PhaseTrainer(
             network=copy.deepcopy(trained.network).requires_grad_(True),
             objective=objective,
-            data=project.data,
+            data=project.training_data(plan),
             plan=plan,
             heldout_loss=heldout,
             seed=params.seed,

@@ -52,11 +52,13 @@ def trial_identity(project: Project, judged: bool) -> str:
     params, recipe = project.params, project.recipe
     decisive = {"model", "budget", "heldout", *(("sampling", "evaluation") if judged else ())}
     settings = params.model_dump(include=decisive, exclude={"evaluation": {"weights"}}, exclude_defaults=True)
+    seen = {name: data.info["sha256"] for name, data in project.sets.items()}
     return identity(
         project,
         settings | {"seed": params.seed},
         flat_settings(recipe.objective),
         arm_settings(params.arms[params.arm], recipe),
+        *([seen] if seen else []),
     )
 
 

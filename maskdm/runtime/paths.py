@@ -15,6 +15,7 @@ STUDY = ROOT / "study" / "params.yaml"
 STUDY_REPORTS = ROOT / "reports" / "study"
 STUDY_STEP_TIME = ROOT / "records" / "study_step_time.json"
 SEARCH_REPORTS = ROOT / "reports" / "search"
+OWN = "own"  # the folder of what a data set of the study is judged by
 INDEX = ROOT / "reports" / "index.html"
 
 
@@ -32,7 +33,7 @@ def own_project() -> Path:
 class DataPlaces:
     """Where the stages keep a data set."""
 
-    prepared: Path  # the array
+    prepared: Path  # the array; of a data set of the study, its `others` are beside it
     reference: Path  # folder with what samples are compared with
     record: Path  # the floor of that comparison
 
@@ -41,8 +42,8 @@ def places_of(data_set: str | None) -> DataPlaces:
     """The places of a data set of the study, or, of None, of that of `params.yaml`."""
     if data_set is None:
         return DataPlaces(PREPARED, REFERENCE, REFERENCE_RECORD)
-    folder = ROOT / "data" / "sets" / data_set
-    return DataPlaces(folder / "prepared", folder / "reference", ROOT / "records" / f"reference-{data_set}.json")
+    folder, record = ROOT / "data" / "sets" / data_set, ROOT / "records" / f"reference-{data_set}.json"
+    return DataPlaces(folder / "prepared" / OWN, folder / "reference", record)
 
 
 def stage_folder(stage: str, arm: str, seed: int) -> Path:

@@ -46,6 +46,7 @@ class PhasePlan:
     heldout_steps: tuple[int, ...]  # after which the held-out loss is measured; the last step is one of them
     snapshot_steps: dict[int, float]  # step -> share of the budget, of the snapshots before the arm's end
     handover: Handover | None  # what the next phase starts from; None: there is no other
+    data_set: str | None  # of the study, whose images it sees; None: those of the comparison
     # The schedule of learning rate and EMA, counted in compute and given in steps of this phase.
     schedule_offset: float  # what is behind it when this phase begins: 0, or the phases that it goes on from
     schedule_steps: float  # its whole length
@@ -221,6 +222,7 @@ def _plan_phase(
         heldout_steps=_heldout_steps(params, start_flops, step_flops, steps),
         snapshot_steps=_steps_at(params.budget.snapshots, params, start_flops, step_flops, steps),
         handover=handover,
+        data_set=phase.set,
         schedule_offset=schedule_offset,
         schedule_steps=max(schedule_offset + steps, (schedule_end - schedule_start) / step_flops),
     )

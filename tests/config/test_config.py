@@ -327,14 +327,24 @@ def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: d
     keys = ("seeds", "budget", "heldout", "arms", "baseline", "controls")
     part = {key: settings[key] for key in keys} | {"question": "Why?", "paper": "it does."}
     other = settings["data"] | {"name": "digits", "train_images": 100}
-    blocks = {"sets": {"small": other}, "parts": {"one": part}, "set_parts": {"two": part | {"set": "small"}}}
+    blocks = {
+        "sets": {"small": {"data": other, "reference": 90}},
+        "parts": {"one": part},
+        "set_parts": {"two": part | {"set": "small"}},
+    }
     study = load_study(write(tmp_path, blocks))
     assert study.params("one", params) == params
-    assert study.params("two", params) == params.model_copy(update={"data": Data.model_validate(other)})
+    own = {"data": Data.model_validate(other), "evaluation": params.evaluation.model_copy(update={"reference": 90})}
+    assert study.params("two", params) == params.model_copy(update=own)
     for changes, says in (
         ({"set_parts": {"two": part | {"set": "smal"}}}, r"set_parts\.two\.set=smal; allowed: small"),
         ({"set_parts": {"two": part}}, r"set_parts\.two\.set=None; allowed: small"),
         ({"parts": {"one": part | {"set": "small"}}}, r"parts\.one\.set=small; allowed: none"),
+        (
+            {"parts": {"one": part | {"arms": part["arms"] | {"scratch": [{"batch_size": 8, "set": "big"}]}}}},
+            r"one\.arms\.scratch\.0\.set=big; allowed: none",
+        ),
+        ({"sets": {"small": {"data": other, "others": {"own": other}}}}, r"sets\.small\.others\.own: that is its data"),
         ({"set_parts": {"one": part | {"set": "small"}}}, r"set_parts\.one: there is a part of that name"),
     ):
         with pytest.raises(MaskDMError, match=says):

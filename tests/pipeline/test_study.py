@@ -1,5 +1,6 @@
 """The study's stages through their real entry points, at toy scale."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -102,25 +103,33 @@ def test_a_part_may_have_another_network_recipe_and_sampler(project: Path, tmp_p
     assert re.search(r"sampling\.sampler=\w+ with objective=flow; allowed: euler, heun", error)
 
 
-def test_a_part_may_have_another_data_set(project: Path, tmp_path: Path) -> None:
+def test_a_part_may_have_another_data_set_and_its_phases_too(project: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(project, tmp_path / "project")
-    data = PARAMS["data"] | {"train_images": 300}
-    part = FIRST | {"set": "few", "seeds": [1], "arms": {"scratch": [DENSE]}}
-    write_blocks(folder, {"sets": {"few": data}, "parts": {}, "set_parts": {"on_few": part}})
+    data = PARAMS["data"] | {"holdout": 40}
+    nines = {
+        "data": data | {"classes": ["9"]},
+        "reference": 100,
+        "others": {
+            "few": data | {"classes": ["9"], "train_images": 50},
+            "rest": data | {"classes": [str(digit) for digit in range(9)]},
+        },
+    }
+    arms = {"scratch": [DENSE | {"set": "few"}], "before": [MASKED | {"set": "rest"}, DENSE | {"set": "few"}]}
+    part = FIRST | {"set": "nines", "seeds": [1], "arms": arms}
+    write_blocks(folder, {"sets": {"nines": nines}, "parts": {}, "set_parts": {"transfer": part}})
     error = run(folder, "prepare", "--set", "fw", expect=2)
-    assert error == "error: --set fw: allowed: few\n"
-    error = run(folder, "study", "on_few", expect=2)
-    missing = "data/sets/few/reference: no such folder; make it with `dvc repro study/dvc.yaml:set_reference@few`"
-    assert error == f"error: {missing}\n"
-    for stage in ("prepare", "reference"):
-        run(folder, stage, "--set", "few")
-    assert (folder / "records" / "reference-few.json").is_file()
-    run(folder, "study", "on_few")
-    (found,) = (record for record, _ in read_records(folder, ("study",)) if record.key.startswith("on_few/"))
-    assert found.data["train"] == 300
-    (known,) = (record for record, _ in read_records(folder, ("study",)) if record.key == "first/scratch-1")
-    assert found.history[-1]["fd_effnet_lite0"] != known.history[-1]["fd_effnet_lite0"]
-    assert found.summary["train_flops"] == known.summary["train_flops"]
+    assert error == "error: --set fw: allowed: nines\n"
+    for stage, module, place in (("set", "prepare", "prepared/own"), ("set_reference", "reference", "reference")):
+        error = run(folder, "study", "transfer", expect=2)
+        remedy = f"make it with `dvc repro study/dvc.yaml:{stage}@nines`"
+        assert error == f"error: data/sets/nines/{place}: no such folder; {remedy}\n"
+        run(folder, module, "--set", "nines")
+    assert json.loads((folder / "records" / "reference-nines.json").read_text())["reference_images"] == 100
+    run(folder, "study", "transfer")
+    found = {record.arm: record for record, _ in read_records(folder, ("study",)) if record.key.startswith("transfer/")}
+    assert found["scratch"].data["train"] == 140  # 180 nines, of which 40 are held out
+    assert {arm: record.history[-1]["reference"] for arm, record in found.items()} == {"scratch": 100, "before": 100}
+    assert found["scratch"].identity != found["before"].identity
 
 
 def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:

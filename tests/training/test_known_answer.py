@@ -129,6 +129,7 @@ def train(objective: Objective, mask: Mask | None, folder: Path) -> UViT:
         heldout_steps=(STEPS,),
         snapshot_steps={},
         handover=None,
+        data_set=None,
         schedule_offset=0.0,
         schedule_steps=STEPS,
     )
