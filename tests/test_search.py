@@ -1,12 +1,9 @@
 """The search: what it may propose, and that neither kills nor several workers change how much of it is done."""
 
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -53,6 +50,7 @@ from maskdm.training.plan import plan_finetune, plan_pretrain
 from tests.conftest import PARAMS
 from tests.imports import PROJECT
 from tests.kills import tracked
+from tests.servers import postgres
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 SPACE = SearchSpace.model_validate(PARAMS["search"]["space"])
@@ -314,38 +312,12 @@ def test_a_worker_that_dies_in_the_middle_of_a_write_loses_nothing(undisturbed: 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------------
 
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))  # where Debian keeps them
-
 
 @pytest.fixture
 def database() -> Iterator[str]:
     """The URL of an empty database, of a server that this test starts and stops."""
-    if not SERVERS:
-        pytest.skip("no PostgreSQL server: /usr/lib/postgresql/*/bin/pg_ctl is missing (Debian: postgresql)")
-    programs = SERVERS[-1].parent
-    as_root = os.geteuid() == 0  # which PostgreSQL refuses to run as
-    if as_root and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
-        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    folder = Path(tempfile.mkdtemp(prefix="maskdm-postgres-"))  # a path short enough for a socket
-    if as_root:
-        shutil.chown(folder, "postgres")
-
-    def server(program: str, *arguments: str) -> None:
-        user = ["runuser", "-u", "postgres", "--"] if as_root else []
-        command = [*user, str(programs / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-
-    try:
-        server("initdb", "--auth=trust", "--username=maskdm", "--no-sync")
-        # No port: a socket in the folder.
-        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        server("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", options)
-        try:
-            yield f"postgresql+psycopg://maskdm@/postgres?host={folder}"
-        finally:
-            server("pg_ctl", "stop", "-m", "immediate")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres() as server:
+        yield server.url
 
 
 def test_two_workers_share_a_server_and_try_what_one_tries_in_a_file(

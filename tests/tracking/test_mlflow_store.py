@@ -596,7 +596,7 @@ def test_summaries_stop_nothing(
     write(tmp_path, measured("offline"))
     mlflow_store.summarise(tmp_path, "default")
     mlflow_store.log_report(tmp_path, [])
-    assert capfd.readouterr().err.count("warning: tracking stops") == 2
+    assert capfd.readouterr().err.count("warning: tracking failed") == 2
 
 
 def test_the_experiment_explains_itself_and_has_a_view(project: Path) -> None:
