@@ -188,9 +188,9 @@ class _PatientStorage(RDBStorage):
         """
         with self.scoped_session() as session:
             running = session.query(TrialModel).filter_by(study_id=study_id, state=TrialState.RUNNING)
-            begun = {trial.trial_id: trial.datetime_start for trial in running.filter(~TrialModel.heartbeats.any())}
-        long_ago = datetime.now() - timedelta(seconds=GRACE_SECONDS)
-        lost = [trial_id for trial_id, start in begun.items() if start is None or start < long_ago]
+            mute: list[Any] = running.filter(~TrialModel.heartbeats.any()).all()
+            long_ago = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+            lost = [int(trial.trial_id) for trial in mute if trial.datetime_start < long_ago]
         now = time.monotonic()
         silent = [*super()._get_stale_trial_ids(study_id), *lost]
         self._silent = {trial_id: self._silent.get(trial_id, now) for trial_id in silent}

@@ -2,9 +2,9 @@
 
 python -m tests.load {file,server,search} [--writers 8] [--rows 100] [--kills 3]
 
-`file`: writers of one project's `mlflow.db`. `server`: writers of projects of their own, as on several machines, and the
-server of compose.yaml with PostgreSQL; both are killed and started again while they write. `search`: workers at one
-study in PostgreSQL, one of which is killed, as is the server. Without a difference it prints `equal`; it needs Debian's
+`file`: writers of one project's `mlflow.db`. `server`: writers of projects of their own, as on several machines, and
+the server of compose.yaml with PostgreSQL; both are killed and started again while they write. `search`: workers at one
+study in PostgreSQL, one of which is killed, as is the server. Without a difference it prints `equal`. It needs Debian's
 `postgresql`. The slow tests run it on a small scale.
 """
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from multiprocessing import get_context
@@ -27,18 +27,21 @@ from typing import Any
 import pandas as pd
 
 import maskdm.search
-from maskdm.config.params import Params, Search
+from maskdm.config.params import Search
 from maskdm.search import Attempt, claim_lock, open_storage, open_study, run_trials, trials_frame
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.mlflow_models import Model
 from maskdm.tracking.records import Machine, Record, write_record
-from tests.conftest import PARAMS
 from tests.servers import MLflow, Postgres, mlflow_server, postgres
 
 ARMS = 2  # that the writers belong to
 ENDS_WITHIN = 1200  # seconds, on a machine that is busy
 DATA = {"name": "load", "sha256": "ab" * 32, "train": 1500, "heldout": 297, "shape": [1, 8, 8]}
+GRID = (4, 4)  # tokens, of the search
 MACHINE = Machine("2026-01-02T03:04:05+00:00", {}, {}, {"device": "cpu"}, 1.0, None, None, [])
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = (
+    "60"  # what is waited for here is a server that is busy, not one that is away
+)
 CONTEXT = get_context("forkserver")  # a child begins with the libraries loaded
 
 
@@ -94,9 +97,8 @@ def differences(root: Path, uri: str, writers: int, rows: int) -> list[str]:
     found = Counter(run.info.run_name for run in runs)
     wanted = {f"arm{writer % ARMS}, seed {writer // ARMS}": record(writer, rows) for writer in range(writers)}
     names = Counter([*wanted, *{trial.arm for trial in wanted.values()}])
-    wrong = [
-        f"{name}: {found[name]} runs instead of {names[name]}" for name in found | names if found[name] != names[name]
-    ]
+    counts = {name: (found[name], names[name]) for name in found | names}
+    wrong = [f"{name}: {has} runs instead of {due}" for name, (has, due) in counts.items() if has != due]
     parents = {run.info.run_id: run.info.run_name for run in runs}
     for run in runs:
         name, trial = run.info.run_name, wanted.get(run.info.run_name)
@@ -148,7 +150,7 @@ def track_on_a_server(folder: Path, writers: int, rows: int, pause: float, kills
 
 
 def restart(server: MLflow | None, database: Postgres, times: int, within: float) -> None:
-    """Kill the servers and start them again, now one, now the other, at random moments of what takes `within` seconds."""
+    """Kill the servers and start them again, now one, now the other, at random moments of `within` seconds."""
     draw = random.Random(0)
     for number in range(times):
         time.sleep(draw.uniform(0.1, 0.5) * within / times)
@@ -166,9 +168,13 @@ def restart(server: MLflow | None, database: Postgres, times: int, within: float
 # --- search --------------------------------------------------------------------------------------------------
 
 
-def settings(writers: int, trials: int) -> tuple[Search, tuple[int, int]]:
-    params = Params.model_validate(PARAMS)
-    return params.search.model_copy(update={"trials": trials, "parallel": writers}), params.grid
+def settings(writers: int, trials: int) -> Search:
+    space = {
+        **{"strategies": ["patch", "block", "crop"], "ratios": [0.5, 0.75], "blocks": [2], "crops": [2, 3]},
+        **{"max_phases": 2, "share": [0.1, 0.5], "batch_sizes": [8, 16], "lr": [2e-3, 2e-2]},
+    }
+    own = {"seed": 0, "train_flops": 3e9, "trials": trials, "parallel": writers, "space": space}
+    return Search.model_validate({**own, "finetune": {"batch_size": 8}, "confirm": 1, "confirm_seeds": [101]})
 
 
 def measure(attempt: Attempt, pause: float) -> float:
@@ -185,16 +191,15 @@ def measure(attempt: Attempt, pause: float) -> float:
 def search(url: str | None, folder: Path, writers: int, trials: int, pause: float) -> None:
     """A worker at the study."""
     maskdm.search.HEARTBEAT_SECONDS, maskdm.search.GRACE_SECONDS = 2, 10
-    found, grid = settings(writers, trials)
     folder.mkdir(exist_ok=True)
     claims: AbstractContextManager[object] = claim_lock(url, folder) if url is None else nullcontext()
     study = open_study(open_storage(url, folder), "load", trials)
-    run_trials(study, found, grid, 0, partial(measure, pause=pause), claims)
+    run_trials(study, settings(writers, trials), GRID, 0, partial(measure, pause=pause), claims)
 
 
 def trials_of(url: str | None, folder: Path, writers: int, trials: int) -> pd.DataFrame:
-    found, grid = settings(writers, trials)
-    return trials_frame(open_study(open_storage(url, folder), "load", trials), found.space, grid)
+    study = open_study(open_storage(url, folder), "load", trials)
+    return trials_frame(study, settings(writers, trials).space, GRID)
 
 
 def search_on_a_server(folder: Path, writers: int, trials: int, pause: float, kills: int) -> list[str]:
@@ -214,7 +219,7 @@ def search_on_a_server(folder: Path, writers: int, trials: int, pause: float, ki
 # --- processes -----------------------------------------------------------------------------------------------
 
 
-def run_all(jobs: list[Callable[[], None]], disturb: Callable[[], None] = lambda: None, dies: bool = False) -> None:
+def run_all(jobs: Sequence[Callable[[], None]], disturb: Callable[[], None] = lambda: None, dies: bool = False) -> None:
     """Run all jobs at once, with something that happens meanwhile.
 
     Raises:

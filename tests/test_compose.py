@@ -1,4 +1,4 @@
-"""`compose.yaml`: its very commands run here without Docker, with Debian's PostgreSQL, and the suite tracks into them."""
+"""`compose.yaml`: its very commands run here without Docker, with Debian's PostgreSQL, and are tracked into."""
 
 import os
 import re

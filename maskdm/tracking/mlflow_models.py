@@ -111,7 +111,7 @@ def _signature(model: Model) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    columns = [ColSpec("long", "seed")]
+    columns: list[ColSpec | TensorSpec] = [ColSpec("long", "seed")]
     if model.has_classes:
         columns.append(ColSpec("long", "label", required=False))
     kinds = {int: "long", float: "double"}

@@ -452,6 +452,7 @@ class Store:
             with suppress(MlflowException):  # another machine may be quicker
                 self._client.create_experiment(EXPERIMENT, artifacts)
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            assert experiment is not None
         for name, value in EXPERIMENT_TAGS.items():
             if experiment.tags.get(name) != value:
                 self._client.set_experiment_tag(experiment.experiment_id, name, value)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 
 from maskdm.config.params import Params
@@ -67,6 +66,10 @@ def log(project: Path, folder: Path, record: Record, trained: Network) -> None:
         run.log_model(as_model(folder / "weights", recipe.objective, sampling))
 
 
+def drawn_by(model: str) -> np.ndarray:
+    return np.asarray(mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"seed": [0]})))
+
+
 def test_a_registered_model_draws_what_maskdm_sample_draws(project: Path, store: MlflowClient, tmp_path: Path) -> None:
     trained = network()
     log(project, tmp_path, trial("drawn", 3), trained)
@@ -98,12 +101,14 @@ def test_the_models_page_has_the_final_metrics_and_the_run_its_model(
     project: Path, store: MlflowClient, tmp_path: Path
 ) -> None:
     log(project, tmp_path, trial("page"), network())
-    version = store.get_model_version_by_alias("digits-page", "seed0")
-    model = store.get_logged_model(version.model_id or "")
+    [model] = store.search_logged_models(["1"], "name = 'page-seed0'")
+    assert store.get_model_version_by_alias("digits-page", "seed0").run_id == model.source_run_id
     assert {metric.key: metric.value for metric in model.metrics or []} == {
         **{"heldout_loss": 0.5, "loss": 0.7, "images_seen": 64, "train_flops": 3e9}
     }
     run = store.get_run(model.source_run_id or "")
+    assert run.outputs
+    assert run.inputs
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert run.inputs.dataset_inputs[0].dataset.name == "digits"
     assert len(store.get_metric_history(run.info.run_id, "heldout_loss")) == 1, "logged twice"
@@ -122,10 +127,9 @@ def test_the_seeds_of_an_arm_are_versions_of_one_model_and_a_run_has_one(
 def test_a_training_on_its_own_has_a_model_and_no_version(project: Path, store: MlflowClient, tmp_path: Path) -> None:
     log(project, tmp_path, trial("alone", stage="train"), network())
     [run] = store.search_runs(["1"], "tags.`maskdm.run_id` = 'train@alone/0:alone0'")
-    assert run.outputs.model_outputs
+    assert run.outputs
     assert not store.search_model_versions("name = 'digits-alone'")
-    loaded: PyFuncModel = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}")
-    assert loaded.predict(pd.DataFrame({"seed": [0]})).shape == (1, 8, 8, 1)
+    assert drawn_by(f"models:/{run.outputs.model_outputs[0].model_id}").shape == (1, 8, 8, 1)
 
 
 def test_what_a_kill_left_of_a_model_is_made_again(
@@ -151,7 +155,7 @@ def test_nothing_is_unpickled_and_no_code_of_the_folder_is_run(
     assert kinds <= {".json", ".safetensors", ".py", ".yaml", ".txt", ""}, kinds
     for code in folder.rglob("*.py"):
         code.write_text("raise SystemExit('run')")
-    assert mlflow.pyfunc.load_model(str(folder)).predict(pd.DataFrame({"seed": [0]})).shape == (1, 8, 8, 1)
+    assert drawn_by(str(folder)).shape == (1, 8, 8, 1)
     weights = next(folder.rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(MaskDMError, match="no usable weights"):
@@ -178,5 +182,4 @@ def test_sync_adds_the_models_whose_weights_are_here_and_are_the_recorded_ones(
     assert mlflow_store.sync(tmp_path, model_of) == 1
     assert mlflow_store.sync(tmp_path, model_of) == 0
     assert store.get_registered_model("digits-synced").aliases.keys() == {"seed0"}
-    model = mlflow.pyfunc.load_model("models:/digits-synced@seed0")
-    assert model.predict(pd.DataFrame({"seed": [0]})).shape == (1, 8, 8, 1)
+    assert drawn_by("models:/digits-synced@seed0").shape == (1, 8, 8, 1)
