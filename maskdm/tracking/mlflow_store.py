@@ -102,6 +102,7 @@ class LiveRun:
     _monitor: "SystemMetricsMonitor | None" = None
     _rests_until = 0.0
     _failed = False
+    _closing = False
 
     def __init__(self, root: Path, subject: Subject) -> None:
         self._root, self._subject = root, subject
@@ -139,6 +140,7 @@ class LiveRun:
 
     def close(self, status: str) -> None:
         """End the run; `live_run` calls it."""
+        self._closing = True  # a run that is opened only now is not watched
         if self._monitor:
             self._monitor.finish()  # it keeps its own failures to itself
         self._attempt(lambda run: run.close(status, _now()))
@@ -148,7 +150,7 @@ class LiveRun:
         run = Store(self._root).run(self._subject, _now())
         run.write()
         run.reopen()
-        if self._monitor is None:
+        if self._monitor is None and not self._closing:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             self._monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, tracking_uri=store_uri(self._root))
