@@ -64,7 +64,7 @@ def record(writer: int, rows: int) -> Record:
     return Record("default", f"{arm}/{seed}", arm, f"writer{writer}", params, DATA, summary, history)
 
 
-def write(root: Path, uri: str | None, writer: int, rows: int, pause: float) -> None:
+def write(root: Path, uri: str | None, writer: int, rows: int, pause: float, meeting: Path, count: int) -> None:
     """A training that tracks `rows` measurements, and then its model."""
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -72,8 +72,9 @@ def write(root: Path, uri: str | None, writer: int, rows: int, pause: float) -> 
     root.mkdir(exist_ok=True)
     whole = record(writer, rows)
     with mlflow_store.live_run(root, whole) as run:
-        for count in range(1, rows + 1):
-            run.log_history(whole.history[:count])
+        meet(meeting, count)
+        for number in range(1, rows + 1):
+            run.log_history(whole.history[:number])
             time.sleep(pause)
         run.log_model(Model(fill, has_classes=False, options={}))
 
@@ -129,7 +130,7 @@ def sync(root: Path, uri: str | None, writers: int, rows: int) -> int:
 
 def track_in_a_file(folder: Path, writers: int, rows: int, pause: float) -> list[str]:
     """Writers of one project's store."""
-    run_all([partial(write, folder, None, writer, rows, pause) for writer in range(writers)])
+    run_all([partial(write, folder, None, n, rows, pause, folder / "meeting", writers) for n in range(writers)])
     return differences(folder, mlflow_store.store_uri(folder), writers, rows)
 
 
@@ -138,8 +139,12 @@ def track_on_a_server(folder: Path, writers: int, rows: int, pause: float, kills
     with postgres("p@ss/w:rd") as database:
         database.execute("CREATE DATABASE mlflow")
         with mlflow_server(folder, database) as server:
-            jobs = [partial(write, folder / f"machine{n}", server.url, n, rows, pause) for n in range(writers)]
-            run_all(jobs, partial(restart, server, database, kills, rows * pause))
+            meeting = folder / "meeting"
+            jobs = [
+                partial(write, folder / f"machine{n}", server.url, n, rows, pause, meeting, writers + 1)
+                for n in range(writers)
+            ]
+            run_all(jobs, partial(restart, server, database, kills, rows * pause, meeting, writers + 1))
             completed = call(partial(sync, folder / "sync", server.url, writers, rows))
             print(f"sync completed {completed} of {writers} runs", flush=True)
             wrong = differences(folder / "sync", server.url, writers, rows)
@@ -147,8 +152,9 @@ def track_on_a_server(folder: Path, writers: int, rows: int, pause: float, kills
             return [*wrong, *([f"a second sync changes {again} runs"] if again else [])]
 
 
-def restart(server: MLflow | None, database: Postgres, times: int, within: float) -> None:
+def restart(server: MLflow | None, database: Postgres, times: int, within: float, meeting: Path, count: int) -> None:
     """Kill the servers and start them again, now one, now the other, at random moments of `within` seconds."""
+    meet(meeting, count)
     draw = random.Random(0)
     for number in range(times):
         time.sleep(draw.uniform(0.1, 0.5) * within / times)
@@ -186,12 +192,13 @@ def measure(attempt: Attempt, pause: float) -> float:
     return loss
 
 
-def search(url: str | None, folder: Path, writers: int, trials: int, pause: float) -> None:
+def search(url: str | None, folder: Path, writers: int, trials: int, pause: float, meeting: Path, count: int) -> None:
     """A worker at the study."""
     maskdm.search.HEARTBEAT_SECONDS, maskdm.search.GRACE_SECONDS = 2, 10
     folder.mkdir(exist_ok=True)
     claims: AbstractContextManager[object] = claim_lock(url, folder) if url is None else nullcontext()
     study = open_study(open_storage(url, folder), "load", trials)
+    meet(meeting, count)
     run_trials(study, settings(writers, trials), GRID, 0, partial(measure, pause=pause), claims)
 
 
@@ -202,12 +209,17 @@ def trials_of(url: str | None, folder: Path, writers: int, trials: int) -> pd.Da
 
 def search_on_a_server(folder: Path, writers: int, trials: int, pause: float, kills: int) -> list[str]:
     """Workers at one study, the first of which is killed: they try what one worker tries that nobody disturbs."""
-    call(partial(search, None, folder / "alone", writers, trials, 0.0))
+    call(partial(search, None, folder / "alone", writers, trials, 0.0, folder / "nobody", 1))
     alone = trials_of(None, folder / "alone", writers, trials)
     with postgres() as database:
         open_study(open_storage(database.url, folder), "load", trials)
-        jobs = [partial(search, database.url, folder / f"machine{n}", writers, trials, pause) for n in range(writers)]
-        run_all(jobs, partial(restart, None, database, kills, trials / writers * 4 * pause), dies=True)
+        meeting = folder / "meeting"
+        jobs = [
+            partial(search, database.url, folder / f"machine{n}", writers, trials, pause, meeting, writers + 1)
+            for n in range(writers)
+        ]
+        seconds = trials / writers * 4 * pause
+        run_all(jobs, partial(restart, None, database, kills, seconds, meeting, writers + 1), dies=True)
         together = trials_of(database.url, folder, writers, trials)
     if len(together) != len(alone):
         return [f"{len(together)} trials instead of {len(alone)}"]
@@ -215,6 +227,17 @@ def search_on_a_server(folder: Path, writers: int, trials: int, pause: float, ki
 
 
 # --- processes -----------------------------------------------------------------------------------------------
+
+
+def meet(place: Path, count: int) -> None:
+    """Wait until as many are here: all begin at once."""
+    place.mkdir(exist_ok=True)
+    (place / str(os.getpid())).touch()
+    deadline = time.monotonic() + ENDS_WITHIN
+    while len(list(place.iterdir())) < count:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{place}: not all have come")
+        time.sleep(0.1)
 
 
 def run_all(jobs: Sequence[Callable[[], None]], disturb: Callable[[], None] = lambda: None, dies: bool = False) -> None:
