@@ -4,6 +4,7 @@ Only runs whose weights are kept have one. The hundreds of trials of a study or 
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -94,15 +95,17 @@ def _write(folder: Path, created: "LoggedModel", model: Model) -> None:
     model.write(folder / "pipeline")
     described = Description(created.artifact_location, created.source_run_id, model_id=created.model_id)
     requirements = [f"maskdm=={version('maskdm')}"]  # named, or else MLflow loads the model to find them out
-    mlflow.pyfunc.save_model(
-        folder / "model",
-        loader_module=LOADER,
-        data_path=str(folder / "pipeline"),
-        mlflow_model=described,
-        signature=_signature(model),
-        input_example=pd.DataFrame({"seed": [0, 1]}),
-        pip_requirements=requirements,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pandas, about code of MLflow's
+        mlflow.pyfunc.save_model(
+            folder / "model",
+            loader_module=LOADER,
+            data_path=str(folder / "pipeline"),
+            mlflow_model=described,
+            signature=_signature(model),
+            input_example=pd.DataFrame({"seed": [0, 1]}),
+            pip_requirements=requirements,
+        )
 
 
 def _signature(model: Model) -> "ModelSignature":
