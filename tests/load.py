@@ -38,7 +38,6 @@ ARMS = 2  # that the writers belong to
 ENDS_WITHIN = 1200  # seconds, on a machine that is busy
 DATA = {"name": "load", "sha256": "ab" * 32, "train": 1500, "heldout": 297, "shape": [1, 8, 8]}
 GRID = (4, 4)  # tokens, of the search
-MACHINE = Machine("2026-01-02T03:04:05+00:00", {}, {}, {"device": "cpu"}, 1.0, None, None, [])
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"  # a server here may be busy for long
 CONTEXT = get_context("forkserver")  # a child begins with the libraries loaded
 
@@ -64,6 +63,12 @@ def record(writer: int, rows: int) -> Record:
     return Record("default", f"{arm}/{seed}", arm, f"writer{writer}", params, DATA, summary, history)
 
 
+def machine(rows: int) -> Machine:
+    """Where and when it was measured."""
+    seconds = [0.5 * number for number in range(1, rows + 1)]
+    return Machine("2026-01-02T03:04:05+00:00", {}, {}, {"device": "cpu"}, seconds[-1], 64.0, None, seconds)
+
+
 def write(root: Path, uri: str | None, writer: int, rows: int, pause: float, meeting: Path, count: int) -> None:
     """A training that tracks `rows` measurements, and then its model."""
     if uri:
@@ -76,6 +81,7 @@ def write(root: Path, uri: str | None, writer: int, rows: int, pause: float, mee
         for number in range(1, rows + 1):
             run.log_history(whole.history[:number])
             time.sleep(pause)
+        run.log_machine(machine(rows))
         run.log_model(Model(fill, has_classes=False, options={}))
 
 
@@ -124,7 +130,7 @@ def sync(root: Path, uri: str | None, writers: int, rows: int) -> int:
         os.environ["MLFLOW_TRACKING_URI"] = uri
     root.mkdir(exist_ok=True)
     for writer in range(writers):
-        write_record(root, record(writer, rows), MACHINE)
+        write_record(root, record(writer, rows), machine(rows))
     return mlflow_store.sync(root, lambda _: Model(fill, has_classes=False, options={}))
 
 
@@ -246,7 +252,7 @@ def run_all(jobs: Sequence[Callable[[], None]], disturb: Callable[[], None] = la
     Raises:
         RuntimeError: one does not end well; where `dies`, the first one is killed instead.
     """
-    CONTEXT.set_forkserver_preload(["tests.load", "mlflow", "mlflow.pyfunc"])
+    CONTEXT.set_forkserver_preload(["maskdm.search", "mlflow.pyfunc", "psycopg"])
     processes: list[ForkServerProcess] = [CONTEXT.Process(target=job) for job in jobs]
     for process in processes:
         process.start()

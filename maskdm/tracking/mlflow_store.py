@@ -457,7 +457,8 @@ class Store:
             assert experiment is not None
         for name, value in EXPERIMENT_TAGS.items():
             if experiment.tags.get(name) != value:
-                self._client.set_experiment_tag(experiment.experiment_id, name, value)
+                with suppress(MlflowException):  # as above; an absent server fails the next call
+                    self._client.set_experiment_tag(experiment.experiment_id, name, value)
         return str(experiment.experiment_id)
 
     def _search(self, condition: str) -> "Iterator[Run]":
@@ -674,5 +675,5 @@ def _reason(root: Path, error: BaseException) -> str:
     while error.__context__:
         error = error.__context__
     damaged = "; delete it, and `maskdm sync` makes it again" if isinstance(error, sqlite3.DatabaseError) else ""
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split())[:300] or type(error).__name__
     return without_passwords(f"{store_uri(root)}: {said}") + damaged
