@@ -39,7 +39,8 @@ ENDS_WITHIN = 1200  # seconds, on a machine that is busy
 DATA = {"name": "load", "sha256": "ab" * 32, "train": 1500, "heldout": 297, "shape": [1, 8, 8]}
 GRID = (4, 4)  # tokens, of the search
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"  # a server here may be busy for long
-CONTEXT = get_context("forkserver")  # a child begins with the libraries loaded
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["maskdm.search", "mlflow.pyfunc", "psycopg"])  # a child begins with them
 
 
 # --- tracking ------------------------------------------------------------------------------------------------
@@ -252,7 +253,6 @@ def run_all(jobs: Sequence[Callable[[], None]], disturb: Callable[[], None] = la
     Raises:
         RuntimeError: one does not end well; where `dies`, the first one is killed instead.
     """
-    CONTEXT.set_forkserver_preload(["maskdm.search", "mlflow.pyfunc", "psycopg"])
     processes: list[ForkServerProcess] = [CONTEXT.Process(target=job) for job in jobs]
     for process in processes:
         process.start()
