@@ -543,9 +543,15 @@ class StoredRun:
 
     def log_data_set(self, subject: Subject) -> None:
         """Log the data set, if the run lacks it."""
-        if not self._has_data:
+        from mlflow.exceptions import MlflowException
+
+        if self._has_data:
+            return
+        try:
             self._client.log_inputs(self.run_id, [_data_set(subject)])
-            self._has_data = True
+        except MlflowException:  # another machine has made the same data set in this moment; or else it fails again
+            self._client.log_inputs(self.run_id, [_data_set(subject)])
+        self._has_data = True
 
     def log_model(self, subject: Subject, model: Model) -> None:
         """Add the run's model, if it lacks it."""
