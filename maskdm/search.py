@@ -6,14 +6,15 @@ same trials and finds the same best, whatever the number and the speed of the wo
 Workers share a study through a database: a file on one machine, a server for several.
 """
 
+import functools
 import hashlib
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from filelock import FileLock
 from optuna.importance import get_param_importances
 from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
+from optuna.storages._rdb.models import TrialModel
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from maskdm.config.comparison import Phase, methods_in_words
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, effective_mask_ratio, fits
 from maskdm.config.params import Search, SearchSpace
 from maskdm.config.tuning import Dimension
 from maskdm.runtime.errors import DivergedError, MaskDMError, StoppedEarly
-from maskdm.runtime.files import sqlite_url
+from maskdm.runtime.files import reason, sqlite_url
+from maskdm.runtime.urls import without_passwords
 
 Grid = tuple[int, int]
 
@@ -45,6 +48,9 @@ WORST = 1e3  # what a training that diverged counts as: a Gaussian process takes
 WHOLE = 1000  # the step of a trial's end: steps are permille of its compute
 WAIT_SECONDS = 0.5
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 60  # on a server: when a worker that is silent counts as dead
+LOOPBACK = "127.0.0.1"
+NO_STUDY = "`dvc repro search` makes it, `dvc repro study/dvc.yaml:large_search` the large one"
+PATIENCE_SECONDS = 600  # how long workers wait for a server that has gone: it may be restarted
 BUSY_SECONDS = 60  # how long a worker waits for another one that writes to the same file
 
 
@@ -158,9 +164,78 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
             folder.mkdir(parents=True, exist_ok=True)
             options = {"connect_args": {"timeout": BUSY_SECONDS}}
             return RDBStorage(sqlite_url(study_file(folder)), engine_kwargs=options)
-        return RDBStorage(url, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS)
+        return _PatientStorage(
+            url,
+            engine_kwargs={"pool_pre_ping": True},  # connections end with the server that they were made to
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+        )
     except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or ImportError
         raise MaskDMError(_database_failure(error, url, folder)) from None
+
+
+class _PatientStorage(RDBStorage):
+    """A server's database. What fails because the server is away is tried again until it is back."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._silent: dict[int, float] = {}  # trials without a sign of life -> since when this process knows
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        """Those that are silent for longer than a heartbeat takes after a server was away for all.
+
+        Also those whose worker died between claiming them and the first heartbeat, which Optuna would not count.
+        """
+        with self.scoped_session() as session:
+            running = session.query(TrialModel).filter_by(study_id=study_id, state=TrialState.RUNNING)
+            mute: list[Any] = running.filter(~TrialModel.heartbeats.any()).all()
+            long_ago = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+            lost = [int(trial.trial_id) for trial in mute if trial.datetime_start < long_ago]
+        now = time.monotonic()
+        silent = [*super()._get_stale_trial_ids(study_id), *lost]
+        self._silent = {trial_id: self._silent.get(trial_id, now) for trial_id in silent}
+        return [trial_id for trial_id, since in self._silent.items() if now - since > HEARTBEAT_SECONDS]
+
+
+def _patiently(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Try a call of a storage again while the server is away.
+
+    One that failed may have come through, and only its answer was lost: a trial that is already over was ended by it. A
+    trial that was claimed so, and is in nobody's hands, falls silent and is revived.
+    """
+
+    @functools.wraps(call)
+    def again(*arguments: Any, **options: Any) -> Any:
+        began, failed = time.monotonic(), False
+        while True:
+            try:
+                return call(*arguments, **options)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                if not failed:
+                    raise
+                return True
+            except DATABASE_ERRORS as error:
+                if not _is_away(error) or time.monotonic() - began > PATIENCE_SECONDS:
+                    raise
+                failed = True
+            time.sleep(WAIT_SECONDS)
+
+    return again
+
+
+def _is_away(error: BaseException) -> bool:
+    causes: list[BaseException | None] = [error]
+    while causes[-1] is not None:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    return any(isinstance(cause, OperationalError | InterfaceError) for cause in causes)
+
+
+for _name in (  # what Optuna's cache, which stands before a storage, asks it for and tells it
+    *("get_study_id_from_name", "get_study_directions", "get_study_system_attrs", "get_trial", "_get_trials"),
+    *("_create_new_trial", "_set_trial_param", "set_trial_state_values", "set_trial_intermediate_value"),
+    *("set_trial_system_attr", "record_heartbeat", "_get_stale_trial_ids"),
+):
+    setattr(_PatientStorage, _name, _patiently(getattr(_PatientStorage, _name)))
 
 
 def study_file(folder: Path) -> Path:
@@ -191,8 +266,7 @@ def _database_failure(error: BaseException, url: str | None, folder: Path) -> st
             f"{study_file(folder)}: {said}; the same command goes on; if the file is damaged, delete it: "
             "recorded trials are not trained again"
         )
-    where = re.sub(r"//[^/@]+@", "//", url)  # without a password
-    return f"storage {where}: {said.replace(url, where)}"
+    return without_passwords(f"storage {url}: {said}")
 
 
 def open_study(storage: RDBStorage, name: str, trials: int) -> optuna.Study:
@@ -201,6 +275,25 @@ def open_study(storage: RDBStorage, name: str, trials: int) -> optuna.Study:
     for _ in range(trials - len(study.get_trials(deepcopy=False))):
         study.enqueue_trial({})
     return study
+
+
+def serve_dashboard(storage: RDBStorage, name: str, port: int) -> None:
+    """Serve Optuna's dashboard of the study `name` on this machine alone, until Ctrl-C.
+
+    Raises:
+        MaskDMError: there is no such study, or the port is taken.
+    """
+    from optuna_dashboard import run_server
+
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        raise MaskDMError(f"study {name}: there is none yet; {NO_STUDY}") from None
+    print(f"The study: http://{LOOPBACK}:{port}/dashboard/studies/{study_id}", flush=True)
+    try:
+        run_server(storage, LOOPBACK, port)
+    except OSError as error:
+        raise MaskDMError(f"--port {port}: {reason(error)}; allowed: a free one") from None
 
 
 def first_trials(study: optuna.Study, count: int) -> optuna.Study:
@@ -315,9 +408,10 @@ def run_trials(
             continue
         with get_heartbeat_thread(trial._trial_id, study._storage):
             try:
-                study.tell(trial, objective(_draw(study, trial, search, grid, seed)))
+                loss = objective(_draw(study, trial, search, grid, seed))
+                study.tell(trial, loss, skip_if_finished=True)  # by a worker that took this one for dead
             except (StoppedEarly, DivergedError):
-                study.tell(trial, state=TrialState.PRUNED)
+                study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             except BaseException:
                 _release(study, trial._trial_id)
                 raise

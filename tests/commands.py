@@ -19,7 +19,9 @@ from tests.imports import PROJECT, closure, module_path
 
 KEYWORDS = {"do", "done", "else", "exec", "fi", "if", "then"}
 # Programs that are not the project's: the shell parses the line, and no more can be said without them.
-OTHERS = {"[", "cd", "createdb", "export", "for", "git", "head", "jq", "scontrol", "source"}
+OTHERS = {
+    *("[", "cd", "createdb", "docker", "export", "for", "git", "head", "jq", "openssl", "printf", "scontrol", "source"),
+}
 ASSIGNMENT = re.compile(r"\w+=.*")
 
 

@@ -22,10 +22,14 @@ from docs.tools.reference import PAGES as REFERENCE
 from docs.tools.reference import renewed
 from maskdm.config.params import Params
 from maskdm.config.reading import recipe_of, validated
+from maskdm.config.recipe import Recipe
+from maskdm.engine.model import as_model
 from maskdm.networks.uvit import UViT
+from maskdm.tracking import mlflow_store
+from maskdm.tracking.records import Record
 from maskdm.training.checkpoint import save_snapshot
 from tests.commands import check, commands
-from tests.conftest import PARAMS
+from tests.conftest import PARAMS, RECIPE
 from tests.imports import PROJECT
 from tests.workspace import ENVIRONMENT, make_workspace
 
@@ -146,9 +150,23 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
     save_snapshot(tmp_path / "runs/finetune/crops/1/weights", network)
     monkeypatch.chdir(tmp_path)
+    if "sqlite:///mlflow.db" in page.read_text(encoding="utf-8"):
+        log_a_model(tmp_path, monkeypatch)
     space: dict[str, object] = {"__name__": page.stem}
     for block in blocks_of(page, "python"):
         exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), space)
+
+
+def log_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Track the weights in `folder` as its stage does."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # which the page sets
+    data = {"name": "fashion_mnist", "sha256": "ab" * 32, "train": 1, "heldout": 1, "shape": [1, 8, 8]}
+    record = Record("default", "crops/1", "crops", "one", {"arm": "crops", "seed": 1}, data, {}, [])
+    weights = folder / "runs/finetune/crops/1/weights"
+    with mlflow_store.live_run(folder, record) as run:
+        run.log_model(
+            as_model(weights, Recipe.model_validate(RECIPE).objective, Params.model_validate(PARAMS).sampling)
+        )
 
 
 @named([block for block in BLOCKS if block.language == "yaml" and block.page != METHOD_PAGE])

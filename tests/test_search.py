@@ -1,15 +1,15 @@
 """The search: what it may propose, and that neither kills nor several workers change how much of it is done."""
 
+import json
 import os
-import pwd
-import shutil
+import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -53,6 +53,7 @@ from maskdm.training.plan import plan_finetune, plan_pretrain
 from tests.conftest import PARAMS
 from tests.imports import PROJECT
 from tests.kills import tracked
+from tests.servers import free_port, postgres
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 SPACE = SearchSpace.model_validate(PARAMS["search"]["space"])
@@ -314,38 +315,12 @@ def test_a_worker_that_dies_in_the_middle_of_a_write_loses_nothing(undisturbed: 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------------
 
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))  # where Debian keeps them
-
 
 @pytest.fixture
 def database() -> Iterator[str]:
     """The URL of an empty database, of a server that this test starts and stops."""
-    if not SERVERS:
-        pytest.skip("no PostgreSQL server: /usr/lib/postgresql/*/bin/pg_ctl is missing (Debian: postgresql)")
-    programs = SERVERS[-1].parent
-    as_root = os.geteuid() == 0  # which PostgreSQL refuses to run as
-    if as_root and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
-        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    folder = Path(tempfile.mkdtemp(prefix="maskdm-postgres-"))  # a path short enough for a socket
-    if as_root:
-        shutil.chown(folder, "postgres")
-
-    def server(program: str, *arguments: str) -> None:
-        user = ["runuser", "-u", "postgres", "--"] if as_root else []
-        command = [*user, str(programs / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-
-    try:
-        server("initdb", "--auth=trust", "--username=maskdm", "--no-sync")
-        # No port: a socket in the folder.
-        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-        server("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", options)
-        try:
-            yield f"postgresql+psycopg://maskdm@/postgres?host={folder}"
-        finally:
-            server("pg_ctl", "stop", "-m", "immediate")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres() as server:
+        yield server.url
 
 
 def test_two_workers_share_a_server_and_try_what_one_tries_in_a_file(
@@ -381,6 +356,9 @@ def stage(folder: Path, *arguments: str, expect: int = 0, name: str = "search") 
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=600)
     assert done.returncode == expect, done.stderr
     return done.stderr
+
+
+MASKDM = [sys.executable, "-c", "from maskdm.cli import main; main()"]
 
 
 def with_search(**changes: Any) -> dict[str, Any]:
@@ -455,6 +433,55 @@ def test_the_best_configuration_is_an_arm_of_the_pipeline(searched: Path) -> Non
     plans = plan_pretrain(pasted, load_recipe(params.recipe, PROJECT), "searched")
     assert all(plan.mask and plan.steps for plan in plans)
     assert pasted.arms["searched"][-1] == params.search.finetune
+
+
+def test_optunas_dashboard_shows_the_study_to_this_machine(searched: Path, tmp_path: Path) -> None:
+    port, command = free_port(), [*MASKDM, "ui", "--search", "--port"]
+    with (tmp_path / "said").open("wb") as said:
+        served = subprocess.Popen([*command, str(port)], cwd=searched, env=ENVIRONMENT, stdout=said, stderr=said)
+        try:
+            wait_for_page(f"http://127.0.0.1:{port}/api/studies", served)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
+                [study] = json.load(answer)["study_summaries"]
+            [page] = re.findall(r"The study: (\S+)", (tmp_path / "said").read_text())
+            with urllib.request.urlopen(page) as answer:
+                assert "<title>Optuna Dashboard</title>" in answer.read().decode()
+            listening = {
+                address.laddr.ip for address in psutil.Process(served.pid).net_connections() if not address.raddr
+            }
+            assert listening == {"127.0.0.1"}
+            taken = subprocess.run([*command, str(port)], cwd=searched, env=ENVIRONMENT, capture_output=True, text=True)
+        finally:
+            served.kill()
+            served.wait()
+    assert study["study_name"].startswith("maskdm-")
+    assert page.endswith(f"/{study['study_id']}")
+    assert taken.returncode == 2
+    assert taken.stderr.strip().splitlines()[-1].startswith(f"error: --port {port}: Address already in use")
+
+
+def test_a_search_that_has_not_begun_has_no_dashboard(prepared: Path, tmp_path: Path) -> None:
+    make_workspace(tmp_path, "smoke")
+    (tmp_path / "data").symlink_to(prepared / "data")
+    write_params(tmp_path)
+    command = [*MASKDM, "ui", "--search", "--large"]
+    with (tmp_path / "study" / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(with_search(), file)
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "study.db: no such file; `dvc repro search` makes it" in done.stderr
+    assert not list(tmp_path.rglob("study.db"))
+
+
+def wait_for_page(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the server answers."""
+    deadline = time.monotonic() + 120
+    while True:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=10):
+            return
+        assert server.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_the_page_and_the_figures_are_made_without_the_study(searched: Path) -> None:

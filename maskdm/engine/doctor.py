@@ -26,6 +26,7 @@ from maskdm.runtime.files import reason, sqlite_path
 from maskdm.runtime.paths import PREPARED, REFERENCE, ROOT
 from maskdm.runtime.threads import count_cores
 from maskdm.runtime.units import si
+from maskdm.runtime.urls import without_passwords
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import read_records
 
@@ -197,8 +198,7 @@ def check_mlflow() -> Iterator[Finding]:
             return
     uri = mlflow_store.store_uri(ROOT)
     if not uri.startswith("sqlite"):
-        server = re.sub(r"//[^/@]+@", "//", uri)  # without a password
-        yield Finding("MLflow", "ok", f"a server: {server}; `maskdm sync` reaches it, or says why not")
+        yield Finding("MLflow", "ok", f"a server: {without_passwords(uri)}; `maskdm sync` reaches it, or says why not")
         return
     path = sqlite_path(uri)
     if not path.is_file():

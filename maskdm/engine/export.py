@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskdm.config.objective import objective_name
+from maskdm.config.objective import ObjectiveSettings, objective_name
+from maskdm.config.params import Sampling
 from maskdm.engine.weights import Weights
 from maskdm.evaluation.pipeline import MaskDMPipeline
 from maskdm.networks.network import Network
@@ -35,16 +36,19 @@ def export(weights: Weights, out: Path, onnx: bool) -> list[Path]:
             installed.
     """
     network = weights.network.cpu()
-    pipeline = MaskDMPipeline(
-        network, weights.recipe.objective.model_dump(mode="json"), weights.sampling.model_dump(mode="json")
-    )
     with new_folder(out) as folder:
-        pipeline.save_pretrained(folder)
-        _name_the_code(folder, network)
+        write_pipeline(folder, network, weights.recipe.objective, weights.sampling)
         (folder / "README.md").write_text(_card(weights, onnx), encoding="utf-8")
         if onnx:
             write_onnx(network, folder / ONNX_FILE)
     return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def write_pipeline(folder: Path, network: Network, objective: ObjectiveSettings, sampling: Sampling) -> None:
+    """Write a pipeline of diffusers: configs, safetensors, and files that name its classes."""
+    settings = objective.model_dump(mode="json"), sampling.model_dump(mode="json")
+    MaskDMPipeline(network, *settings).save_pretrained(folder)
+    _name_the_code(folder, network)
 
 
 class OnImages(nn.Module):

@@ -32,6 +32,7 @@ from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.threads import count_cores
 from maskdm.search import (
     DRAWING,
+    NO_STUDY,
     Attempt,
     best_trials,
     claim_lock,
@@ -47,6 +48,8 @@ from maskdm.search import (
     phases_of,
     proposed_masks,
     run_trials,
+    serve_dashboard,
+    study_file,
     trials_frame,
 )
 from maskdm.tracking import mlflow_store
@@ -116,10 +119,14 @@ class Search:
         """Where the study is, without a server. It stays, so that more trials go on from it."""
         return ROOT / "work" / "search" / self.identity
 
+    @property
+    def name(self) -> str:
+        """Of the study in its database."""
+        return f"maskdm-{self.identity}"
+
     def study(self) -> "Study":
         """The study, whose trials the workers share."""
-        storage = open_storage(storage_url(), self.folder)
-        return open_study(storage, f"maskdm-{self.identity}", self.project.params.search.trials)
+        return open_study(open_storage(storage_url(), self.folder), self.name, self.project.params.search.trials)
 
     def trial(self, phases: tuple[Phase, ...]) -> Project:
         """The project with the settings of a trial of the search: these phases, then fine-tuning."""
@@ -158,6 +165,19 @@ def comparison(params: Params, arms: dict[str, tuple[Phase, ...]], seeds: tuple[
 def storage_url() -> str | None:
     """The database that several machines share; None: there is none."""
     return os.environ.get(VARIABLE) or None
+
+
+def show_dashboard(place: Place, port: int) -> None:
+    """Serve Optuna's dashboard of a search until Ctrl-C.
+
+    Raises:
+        MaskDMError: the search has not begun, its database does not answer, or the port is taken.
+    """
+    found, url = Search.open(place), storage_url()
+    if url is None and not study_file(found.folder).is_file():
+        raise MaskDMError(f"{study_file(found.folder)}: no such file; {NO_STUDY}")
+    with one_line_failures(url, found.folder):
+        serve_dashboard(open_storage(url, found.folder), found.name, port)
 
 
 def check(project: Project) -> None:

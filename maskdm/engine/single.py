@@ -47,7 +47,7 @@ def train_alone(project: Project, judged: bool, name: str | None = None) -> tupl
         save_snapshot(out / "weights", trained.network)
         write_record_at(out / RECORD, result.record)
 
-    return out, run_trial(project, "train", f"{name}/{params.seed}", judged, keep=keep).record
+    return out, run_trial(project, "train", f"{name}/{params.seed}", judged, keep=keep, as_model=True).record
 
 
 def one_trial(project: Project, arm: str, seed: int | None) -> Project:

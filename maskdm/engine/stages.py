@@ -13,6 +13,7 @@ from pathlib import Path
 
 from maskdm.config.study import DEFAULT
 from maskdm.engine.judge import Judge, judge_all, save_samples
+from maskdm.engine.model import as_model
 from maskdm.engine.project import Project, exclusive, identity, initial_network, now, plan_as_json
 from maskdm.engine.train import (
     Timing,
@@ -84,6 +85,7 @@ def evaluate(project: Project) -> None:
         save_samples(out, work, params.budget.snapshots)
         run.log_machine(result.machine)
         run.log_artifact(out / "grid.png")
+        run.log_model(as_model(snapshots[1], project.recipe.objective, params.sampling))
         write_record(ROOT, result.record, result.machine)
         write_atomically(out / "identity", lambda file: file.write(own_identity.encode()))
     shutil.rmtree(work.parent, ignore_errors=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from maskdm.config.objective import flat_settings
 from maskdm.config.reading import flat
-from maskdm.engine import train
+from maskdm.engine import model, train
 from maskdm.engine.judge import Judge, judge_all
 from maskdm.engine.project import Project, arm_settings, exclusive, identity, initial_network, now, trial_params
 from maskdm.runtime.errors import DivergedError, StoppedEarly
@@ -98,6 +98,7 @@ def run_trial(
     watch: Watch = lambda _: None,
     extra: Mapping[str, Any] = {},
     keep: Keep = keep_record,
+    as_model: bool = False,
 ) -> Result:
     """Train the project's one trial, judge it if asked to, and keep what comes of it.
 
@@ -109,6 +110,7 @@ def run_trial(
         watch: called with each row as it is measured; what it raises ends the trial, `StoppedEarly` for good.
         extra: further parameters for the record.
         keep: called at the end, before what the trial resumes from goes.
+        as_model: whether MLflow gets the weights. Hundreds of trials whose weights go would flood it.
 
     Raises:
         MaskDMError: a setting or a file is not usable, or the loss is not finite.
@@ -124,6 +126,9 @@ def run_trial(
             result = finish(project, record, trained.history, train.Timing(started_at, memory, trained.seconds), rows)
             run.log_history(result.record.history)
             run.log_machine(result.machine)
+            if as_model:
+                save_snapshot(folder / "weights", trained.network)
+                run.log_model(model.as_model(folder / "weights", project.recipe.objective, project.params.sampling))
         keep(result, trained)  # last: who finds the record takes the trial for done
     return result
 

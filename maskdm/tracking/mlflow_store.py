@@ -1,4 +1,4 @@
-"""MLflow, and the only file that imports it: one experiment, a run per arm with its means, below it one per trial.
+"""MLflow: one experiment, a run per arm with its means, below it one per trial.
 
 The store is a view of the record files. No failure of it stops a training, and `sync` rebuilds it from the records.
 """
@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from itertools import groupby
@@ -23,7 +23,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
-from maskdm.runtime.files import expanded, sqlite_path, sqlite_url
+from maskdm.runtime.files import expanded, file_sha256, sqlite_path, sqlite_url
+from maskdm.runtime.paths import INDEX
+from maskdm.runtime.urls import without_passwords
+from maskdm.tracking.mlflow_models import Model, has_model, log_model
 from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, read_records
 from maskdm.tracking.subject import Subject, digest
 from maskdm.tracking.views import EXPERIMENT_TAGS
@@ -46,6 +49,8 @@ ENVIRONMENT = {  # what the user has set goes before
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # `mlflow ui`: no background workers, which nothing here uses
 }
 LOCK_SECONDS = 120
+REST_SECONDS = 60.0  # after a failure
+REST_FACTOR = 20  # or so many times as long as the failure took: a server that is silent costs 5 % of the time
 
 # In a row, these say where and how it was measured; every other number is a metric.
 NOT_METRICS = {
@@ -88,67 +93,86 @@ def live_run(root: Path, record: Record) -> Iterator["LiveRun"]:
 
 
 class LiveRun:
-    """Logs as long as the store answers. After its first failure it says so, once, and then does nothing."""
+    """Logs as long as the store answers. When it fails that is said, once, and logging rests for a while.
 
-    _run: "StoredRun"
+    A store that is back gets what it lacks. It may hold any part of what failed, so the run is then read anew.
+    """
+
+    _run: "StoredRun | None" = None
     _monitor: "SystemMetricsMonitor | None" = None
+    _rests_until = 0.0
+    _failed = False
+    _closing = False
 
     def __init__(self, root: Path, subject: Subject) -> None:
-        self._root = root
-        self._working = True
-        self._attempt(lambda: self._open(subject))
+        self._root, self._subject = root, subject
+        self._attempt(lambda run: None)
 
     def log_history(self, rows: list[dict[str, Any]]) -> None:
         """Log what the store lacks of `rows`, the complete history so far."""
 
-        def log() -> None:
-            self._run.add_history(rows, [_now()] * len(rows))
-            self._run.write()
+        def log(run: StoredRun) -> None:
+            run.add_history(rows, [_now()] * len(rows))
+            run.write()
 
         self._attempt(log)
 
     def log_machine(self, machine: Machine) -> None:
         """Log time, throughput, memory and hardware of the finished stage."""
 
-        def log() -> None:
-            self._run.add_machine(machine, _now())
-            self._run.write()
+        def log(run: StoredRun) -> None:
+            run.add_machine(machine, _now())
+            run.write()
 
         self._attempt(log)
 
     def log_artifact(self, path: Path) -> None:
         """Attach a file: a sample grid, the record."""
-        self._attempt(lambda: self._run.log_artifact(path))
+        self._attempt(lambda run: run.log_artifact(path))
+
+    def log_model(self, model: Model) -> None:
+        """Add the trained weights, with the metrics so far."""
+        self._attempt(lambda run: run.log_model(self._subject, model))
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag."""
-        self._attempt(lambda: self._run.write({name: value}))
+        self._attempt(lambda run: run.write({name: value}))
 
     def close(self, status: str) -> None:
         """End the run; `live_run` calls it."""
+        self._closing = True  # a run that is opened only now is not watched
         if self._monitor:
             self._monitor.finish()  # it keeps its own failures to itself
-        self._attempt(lambda: self._run.close(status, _now()))
-        self._attempt(lambda: self._run.close_parent(status, _now()))
+        self._attempt(lambda run: run.close(status, _now()))
+        self._attempt(lambda run: run.close_parent(status, _now()))
 
-    def _open(self, subject: Subject) -> None:
-        self._run = Store(self._root).run(subject, _now())
-        self._run.write()
-        self._run.reopen()
+    def _open(self) -> "StoredRun":
+        run = Store(self._root).run(self._subject, _now())
+        run.write()
+        run.reopen()
+        if self._monitor is None and not self._closing:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+            self._monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, tracking_uri=store_uri(self._root))
+            self._monitor.start()
+        return run
 
-        self._monitor = SystemMetricsMonitor(self._run.run_id, resume_logging=True, tracking_uri=store_uri(self._root))
-        self._monitor.start()
-
-    def _attempt(self, action: Callable[[], None]) -> None:
-        if not self._working:
+    def _attempt(self, action: Callable[["StoredRun"], None]) -> None:
+        began = time.monotonic()
+        if began < self._rests_until:
             return
         try:
-            action()
+            self._run = self._run or self._open()
+            action(self._run)
         except Exception as error:  # whatever it is, it must not stop a training
-            self._working = False
-            _warn(self._root, error)
+            self._run = None
+            ended = time.monotonic()
+            self._rests_until = ended + max(REST_SECONDS, REST_FACTOR * (ended - began))
+            if not self._failed:
+                _warn(self._root, error)
+            self._failed = True
+        else:
+            self._failed = False
 
 
 def summarise(root: Path, stage: Stage) -> None:
@@ -171,14 +195,18 @@ def log_report(root: Path, paths: Iterable[Path]) -> None:
 
 def _warn(root: Path, error: Exception) -> None:
     tqdm.write(
-        f"warning: tracking stops ({_reason(root, error)}); training goes on, the records are kept "
-        "and `maskdm sync` uploads them",
+        f"warning: tracking failed ({_reason(root, error)}); training goes on, the records are kept "
+        "and `maskdm sync` uploads what is missing",
         file=sys.stderr,
     )
 
 
-def sync(root: Path) -> int:
+def sync(root: Path, model_of: Callable[[Record], Model | None] = lambda _: None) -> int:
     """Bring the store up to the committed records: after a clone, a DVC cache hit, or without a server in training.
+
+    Args:
+        root: the project.
+        model_of: the weights of a trial, where they are here.
 
     Returns:
         How many runs were added or completed.
@@ -190,16 +218,33 @@ def sync(root: Path) -> int:
     try:
         store = Store(root)
         known = store.known_runs()
-        new = [pair for pair in pairs if known.get(Subject.of(*pair).run_id) != _pair_digest(*pair)]
-        changed = sum(_sync_run(store, *pair, known) for pair in tqdm(new, desc="sync", unit="run"))
+        new = [pair for pair in pairs if not _is_whole(known.get(Subject.of(*pair).run_id), *pair, model_of)]
+        changed = sum(_sync_run(store, *pair, known, model_of) for pair in tqdm(new, desc="sync", unit="run"))
         for trials in _arms(pairs):
             store.summarise(trials)
+        if (root / INDEX).is_file():
+            store.log_report([root / INDEX])
         return changed
     except Exception as error:
         raise MaskDMError(f"tracking store {_reason(root, error)}") from error
 
 
-def _sync_run(store: "Store", record: Record, machine: Machine | None, known: Collection[str]) -> bool:
+def _is_whole(
+    run: "Run | None", record: Record, machine: Machine | None, model_of: Callable[[Record], Model | None]
+) -> bool:
+    """Whether a run that the store has holds all of a record, and the model, if there is one."""
+    if run is None or run.info.status != "FINISHED" or run.data.tags.get(SYNCED) != _pair_digest(record, machine):
+        return False
+    return has_model(run) or model_of(record) is None
+
+
+def _sync_run(
+    store: "Store",
+    record: Record,
+    machine: Machine | None,
+    known: Collection[str],
+    model_of: Callable[[Record], Model | None],
+) -> bool:
     """Whether something was missing."""
     started, *times = _timestamps(record, machine)
     ended = max(times, default=started)
@@ -208,7 +253,11 @@ def _sync_run(store: "Store", record: Record, machine: Machine | None, known: Co
     run.add_history(record.history, times)
     if machine:
         run.add_machine(machine, ended)
-    changed = run.lacks_something
+    model = None if run.has_model else model_of(record)
+    changed = run.lacks_something or model is not None
+    run.write()
+    if model:
+        run.log_model(subject, model)
     run.write({SYNCED: _pair_digest(record, machine)})
     if changed:
         run.log_json(f"{record.key.replace('/', '-')}.json", asdict(record))
@@ -235,13 +284,16 @@ def _timestamps(record: Record, machine: Machine | None) -> list[int]:
     return [int(1000 * began), *(int(1000 * (began + elapsed)) for elapsed in machine.seconds)]
 
 
-UI_PAGE = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=arms"
+def ui_page(port: int) -> str:
+    """Where the table of arms is, once `ui_command` runs."""
+    return f"http://127.0.0.1:{port}/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=arms"
 
 
-def ui_command(root: Path) -> list[str]:
-    """The command that shows the project's own store, best at `UI_PAGE`; run it with `ENVIRONMENT` set."""
+def ui_command(root: Path, port: int) -> list[str]:
+    """The command that shows the project's own store on this machine alone; run it with `ENVIRONMENT` set."""
     store = sqlite_url(root / "mlflow.db")
-    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--workers", "1"]
+    where = ["--host", "127.0.0.1", "--port", f"{port}", "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, *where]
 
 
 # --- the store ----------------------------------------------------------------------------------------------
@@ -307,11 +359,9 @@ class Store:
             stored.log_data_set(subject)
             return stored
 
-    def known_runs(self) -> dict[str, str]:
-        """The runs by what tells them apart -> digest of the record that they hold all of, if they are finished."""
-        runs = list(self._search("tags.`maskdm.run_id` LIKE '%'"))
-        digests = [run.data.tags.get(SYNCED, "") if run.info.status == "FINISHED" else "" for run in runs]
-        return {run.data.tags["maskdm.run_id"]: digest for run, digest in zip(runs, digests, strict=True)}
+    def known_runs(self) -> "dict[str, Run]":
+        """The runs by what tells them apart."""
+        return {run.data.tags["maskdm.run_id"]: run for run in self._search("tags.`maskdm.run_id` LIKE '%'")}
 
     def log_grid(self, run: "StoredRun", record: Record) -> None:
         """Attach the samples of a trial of `params.yaml`, if they are here."""
@@ -344,19 +394,37 @@ class Store:
             stored.close("FINISHED", max(times))
 
     def log_report(self, paths: Iterable[Path]) -> None:
-        """Attach files to the run `report`."""
+        """Attach files to the run `report`, those that it lacks; it stands beside the arms of `params.yaml`."""
+        contents = {path: file_sha256(path) for path in paths}
         with self._lock:
             tags = {"maskdm.run_id": "report", "mlflow.source.name": "dvc.yaml:report", "mlflow.source.type": "LOCAL"}
+            tags |= {"maskdm.comparison": "default", "maskdm.role": "report"}
             run = self._find("report") or self._client.create_run(self._experiment_id, _now(), tags, "report")
-        for path in paths:
-            self._client.log_artifact(run.info.run_id, str(path))
+        for path, content in contents.items():
+            tag = f"maskdm.sha256.{path.name}"
+            if run.data.tags.get(tag) != content:
+                self._client.log_artifact(run.info.run_id, str(path))
+                self._client.set_tag(run.info.run_id, tag, content)
         self._client.set_terminated(run.info.run_id)
 
     def _parent(self, subject: Subject, started: int) -> "Run":
         """The run above that of `subject`, made at first use with all that is known before anything is measured."""
-        run = self._find(subject.parent["maskdm.run_id"]) or self._new_parent(subject, started)
-        self._parent_ids[subject.parent["maskdm.run_id"]] = run.info.run_id
+        name = subject.parent["maskdm.run_id"]
+        run = self._merged(name)
+        if run is None:
+            self._new_parent(subject, started)
+            run = self._merged(name)
+        assert run is not None
+        self._parent_ids[name] = run.info.run_id
         return run
+
+    def _merged(self, run_id: str) -> "Run | None":
+        """The run of this identity. Of several, which machines made at the same moment, the first stays."""
+        found = sorted(self._search(f"tags.`maskdm.run_id` = '{run_id}'"), key=lambda run: _age(run.info))
+        for double in found[1:]:
+            self._move_children(double.info.run_id, found[0].info.run_id)
+            self._client.delete_run(double.info.run_id)
+        return self._client.get_run(found[0].info.run_id) if found else None
 
     def _new_parent(self, subject: Subject, started: int) -> "Run":
         tags = _tags(subject) | subject.parent
@@ -369,19 +437,28 @@ class Store:
 
     def _replace(self, old: "Run", subject: Subject) -> "Run":
         """Another run in the place of one above some trials, which go below the new one."""
-        children = list(self._search(f"tags.`{PARENT}` = '{old.info.run_id}'"))
         self._client.delete_run(old.info.run_id)
         new = self._new_parent(subject, old.info.start_time)
-        for child in children:
-            self._client.set_tag(child.info.run_id, PARENT, new.info.run_id)
+        self._move_children(old.info.run_id, new.info.run_id)
         return new
 
+    def _move_children(self, old: str, new: str) -> None:
+        for child in list(self._search(f"tags.`{PARENT}` = '{old}'")):
+            self._client.set_tag(child.info.run_id, PARENT, new)
+
     def _experiment(self, artifacts: str | None) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = found or self._client.get_experiment(self._client.create_experiment(EXPERIMENT, artifacts))
+        from mlflow.exceptions import MlflowException
+
+        experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            with suppress(MlflowException):  # another machine may be quicker
+                self._client.create_experiment(EXPERIMENT, artifacts)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            assert experiment is not None
         for name, value in EXPERIMENT_TAGS.items():
             if experiment.tags.get(name) != value:
-                self._client.set_experiment_tag(experiment.experiment_id, name, value)
+                with suppress(MlflowException):  # as above; an absent server fails the next call
+                    self._client.set_experiment_tag(experiment.experiment_id, name, value)
         return str(experiment.experiment_id)
 
     def _search(self, condition: str) -> "Iterator[Run]":
@@ -408,6 +485,7 @@ class StoredRun:
         self._run = run.info
         self._params = set(run.data.params)
         self._has_data = bool(run.inputs and run.inputs.dataset_inputs)
+        self.has_model = has_model(run)
         self._logged = {
             (name, metric.step)
             for name in run.data.metrics
@@ -465,9 +543,20 @@ class StoredRun:
 
     def log_data_set(self, subject: Subject) -> None:
         """Log the data set, if the run lacks it."""
-        if not self._has_data:
+        from mlflow.exceptions import MlflowException
+
+        if self._has_data:
+            return
+        try:
             self._client.log_inputs(self.run_id, [_data_set(subject)])
-            self._has_data = True
+        except MlflowException:  # another machine has made the same data set in this moment; or else it fails again
+            self._client.log_inputs(self.run_id, [_data_set(subject)])
+        self._has_data = True
+
+    def log_model(self, subject: Subject, model: Model) -> None:
+        """Add the run's model, if it lacks it."""
+        log_model(self._client, self._client.get_run(self.run_id), subject, model)
+        self.has_model = True
 
     def log_artifact(self, path: Path) -> None:
         """Attach a file; one of the same name is replaced."""
@@ -494,6 +583,10 @@ class StoredRun:
     def parent_id(self) -> str:
         """The run above this one, as the store has it now: `sync` may have put another in its place."""
         return str(self._client.get_run(self.run_id).data.tags[PARENT])
+
+
+def _age(run: "RunInfo") -> tuple[int, str]:
+    return run.start_time, run.run_id
 
 
 def _end(client: "MlflowClient", run: "RunInfo", status: str, ended: int) -> None:
@@ -585,8 +678,8 @@ def _now() -> int:
 
 def _reason(root: Path, error: BaseException) -> str:
     """Which store, and the innermost cause of what it raised: `http://server: Connection refused`."""
-    where = re.sub(r"//[^/@]+@", "//", store_uri(root))  # without a password
     while error.__context__:
         error = error.__context__
     damaged = "; delete it, and `maskdm sync` makes it again" if isinstance(error, sqlite3.DatabaseError) else ""
-    return f"{where}: {' '.join(str(error).split()) or type(error).__name__}{damaged}"
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return without_passwords(f"{store_uri(root)}: {said}") + damaged

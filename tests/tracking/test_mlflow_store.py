@@ -17,8 +17,10 @@ from mlflow.entities import Run
 
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import sqlite_path
+from maskdm.runtime.paths import INDEX
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import Machine, Record, Stage, write_record
+from maskdm.tracking.subject import Subject
 
 UNREACHABLE = "http://127.0.0.1:9"
 DATA = {"name": "digits", "sha256": "ab" * 32, "train": 1500, "heldout": 297, "shape": [1, 8, 8]}
@@ -419,6 +421,57 @@ def test_a_store_that_is_no_store_stops_nothing(tmp_path: Path, capfd: pytest.Ca
     assert "not a database" in warning
 
 
+def test_a_run_goes_on_as_soon_as_the_store_is_back(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mlflow_store, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_store, "REST_FACTOR", 0.0)
+    log_batch = MlflowClient.log_batch
+
+    def half_of_it(self: MlflowClient, run_id: str, metrics: list[Any], **options: Any) -> None:
+        log_batch(self, run_id, metrics[: len(metrics) // 2])
+        raise OSError("server restarted")
+
+    with live(project, "back") as run:
+        for outage in (10, 20):
+            run.log_history(TRAINING[:outage])
+            with monkeypatch.context() as away:
+                away.setattr(MlflowClient, "log_batch", half_of_it)
+                for rows in (4, 8):
+                    run.log_history(TRAINING[: outage + rows])
+        run.log_history(TRAINING)
+    assert series(project, "back, seed 0") == WHOLE_TRAINING
+    assert run_of(project, "back, seed 0").info.status == "FINISHED"
+    assert capfd.readouterr().err.count("server restarted") == 2, "once an outage"
+
+
+def test_a_store_that_fails_is_left_alone_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def away(self: mlflow_store.Store, root: Path) -> None:
+        asked.append(root)
+        raise OSError("away")
+
+    monkeypatch.setattr(mlflow_store.Store, "__init__", away)
+    with live(tmp_path, "patient") as run:
+        for rows in range(40):
+            run.log_history(TRAINING[:rows])
+    assert len(asked) == 1
+
+
+def test_runs_that_machines_made_of_one_arm_at_the_same_moment_become_one(project: Path) -> None:
+    for seed in (0, 1):
+        store, subject = mlflow_store.Store(project), Subject(trial("merged", seed), {}, {})
+        parent = store._new_parent(subject, 1000 + seed)
+        store._parent_ids[subject.parent["maskdm.run_id"]] = parent.info.run_id  # it did not see the other's
+        store.run(subject, 1000)
+    with live(project, "merged", seed=2):
+        pass
+    arm = run_of(project, "merged")
+    assert arm.info.start_time == 1000, "the first stays"
+    assert len(runs(project, f"tags.`mlflow.parentRunId` = '{arm.info.run_id}'")) == 3
+
+
 THREE_AT_ONCE = """
 import sys
 sys.path[:0] = [sys.argv[2]]
@@ -585,8 +638,23 @@ def test_a_report_is_one_run_however_often_it_is_written(clone: Path, project: P
     for text in ("first", "second"):
         page.write_text(text)
         mlflow_store.log_report(clone, [page])
-    [file] = client(project).list_artifacts(run_of(project, "report").info.run_id)
+    run = run_of(project, "report")
+    [file] = client(project).list_artifacts(run.info.run_id)
     assert file.path == "report.md"
+    [copy] = (project / "mlartifacts").rglob("report.md")
+    assert copy.read_text() == "second"
+    assert run.data.tags["maskdm.comparison"] == "default", "it stands beside the arms"
+
+
+def test_sync_brings_the_page_once(clone: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = clone / INDEX
+    page.parent.mkdir()
+    page.write_text("<title>answer</title>")
+    mlflow_store.sync(clone)
+    run = run_of(project, "report").info.run_id
+    assert "index.html" in {file.path for file in client(project).list_artifacts(run)}
+    monkeypatch.setattr(MlflowClient, "log_artifact", lambda *_: pytest.fail("again"))
+    mlflow_store.sync(clone)
 
 
 def test_summaries_stop_nothing(
@@ -596,7 +664,7 @@ def test_summaries_stop_nothing(
     write(tmp_path, measured("offline"))
     mlflow_store.summarise(tmp_path, "default")
     mlflow_store.log_report(tmp_path, [])
-    assert capfd.readouterr().err.count("warning: tracking stops") == 2
+    assert capfd.readouterr().err.count("warning: tracking failed") == 2
 
 
 def test_the_experiment_explains_itself_and_has_a_view(project: Path) -> None:
