@@ -8,6 +8,7 @@ import typer
 
 from maskdm.cli.output import AsJson, print_json, print_table
 from maskdm.cli.project import complete_profile, enter_project, read_params
+from maskdm.runtime.paths import PARAMS
 
 
 def init(
@@ -17,6 +18,7 @@ def init(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels a side; without it, what suits images and machine.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look at your images and write a profile for them, fitted to this machine and to your time. Nothing is trained.
 
@@ -34,7 +36,12 @@ def init(
     from maskdm.engine.init import init as propose
     from maskdm.runtime.device import choose_device  # here: no other command waits for torch
 
-    print("\n".join(propose(images, choose_device(), name, hours, image_size)))
+    made = propose(images, choose_device(), name, hours, image_size)
+    if as_json:
+        print_json(asdict(made) | {"profile": str(made.profile)})
+        return
+    print("\n".join([*made.found, *made.chosen, *(f"note: {line}" for line in made.notes)]))
+    print(f"{PARAMS} is now {made.profile}; run it with `dvc repro`")
 
 
 def advise(

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from maskdm.cli.output import AsJson, print_json
 from maskdm.cli.project import enter_project
 from maskdm.runtime.browser import open_page
 from maskdm.runtime.paths import INDEX
@@ -19,7 +20,7 @@ def open_index() -> None:
     open_page(INDEX, "`dvc repro` makes it")
 
 
-def sync() -> None:
+def sync(as_json: AsJson = False) -> None:
     """Rebuild MLflow's store from `records/`: after a clone, a DVC cache hit, or a time without the server.
 
     What the store has already stays. `MLFLOW_TRACKING_URI` names another store than `mlflow.db`.
@@ -31,7 +32,11 @@ def sync() -> None:
     enter_project()
     from maskdm.tracking import mlflow_store
 
-    print(f"{mlflow_store.sync(Path())} runs added or completed")
+    changed = mlflow_store.sync(Path())
+    if as_json:
+        print_json({"runs_added_or_completed": changed})
+        return
+    print(f"{changed} runs added or completed")
 
 
 def ui() -> None:

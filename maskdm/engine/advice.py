@@ -245,8 +245,8 @@ def explanation(advice: Advice, params: Params) -> list[str]:
     of = f"{tokens.images:,} windows of {window} of {grid} tokens" if tokens.is_window else f"{tokens.images:,} images"
     said = [
         f"Computed, from {of}: the error in epsilon of the best linear denoiser with what is shown, over that with all "
-        "tokens, on the same pixels. 1: nothing is lost. SNR: signal to noise, from low noise to high; all: of the mean "
-        "over the noise levels; training: weighted as in training."
+        "tokens, on the same pixels. 1: nothing is lost. SNR: signal to noise, from low noise to high. All: of the "
+        "mean over the noise levels. Training: weighted as in training."
     ]
     if tokens.is_window:
         said.append("What lies outside of a window counts for nothing: the ratios are too low, their order holds.")

@@ -42,9 +42,7 @@ class Agreement:
         )
 
 
-def agreement(
-    params: Params, recipe: Recipe, images: np.ndarray, sha256: str, root: Path = ROOT
-) -> Agreement | None:
+def agreement(params: Params, recipe: Recipe, images: np.ndarray, sha256: str, root: Path = ROOT) -> Agreement | None:
     """How the study's measured order of masks agrees with that of `advise`.
 
     None: the study has no records of these images with this network's tokens.

@@ -83,7 +83,9 @@ class Contexts:
         levels: of the noise.
     """
 
-    def __init__(self, tokens: TokenCovariance, coarse: Callable[[int], TokenCovariance], patch_size: int, levels: NoiseLevels) -> None:
+    def __init__(
+        self, tokens: TokenCovariance, coarse: Callable[[int], TokenCovariance], patch_size: int, levels: NoiseLevels
+    ) -> None:
         self.tokens, self.coarse, self.patch_size, self.levels = tokens, coarse, patch_size, levels
         self._known: dict[tuple[Mask | None, int], tuple[Tensor, Tensor]] = {}
 

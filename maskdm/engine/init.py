@@ -40,7 +40,7 @@ from maskdm.engine.proposal import (
 from maskdm.engine.sharing import count_processes, take_threads
 from maskdm.evaluation.metrics import check_reference, floor_counts
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.paths import PARAMS, PREPARED, ROOT
+from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.units import si
 from maskdm.training.plan import PhasePlan, arm_plans
 
@@ -111,8 +111,20 @@ class Trained:
         return budget >= max(self.least, wanted / self.dense.batch_size * self.dense.step_flops)
 
 
-def init(place: Path, device: torch.device, name: str | None, hours: float, image_size: int | None) -> list[str]:
-    """Look at images, write `profiles/<name>.yaml`, and make it `params.yaml`; returns what there is to say, in lines.
+@dataclass(frozen=True)
+class Proposal:
+    """A profile that was written, and what there is to say of it."""
+
+    profile: Path
+    found: list[str]  # in the images, a fact a line
+    chosen: list[str]
+    notes: list[str]  # what the settings cannot show
+    settings: Settings
+    seconds: float  # that the whole run takes, about
+
+
+def init(place: Path, device: torch.device, name: str | None, hours: float, image_size: int | None) -> Proposal:
+    """Look at images, write `profiles/<name>.yaml`, and make it `params.yaml`.
 
     Args:
         place: a folder or an archive of images; an absolute path.
@@ -142,11 +154,10 @@ def init(place: Path, device: torch.device, name: str | None, hours: float, imag
     settings = trained.settings(budget)
     params = checked(settings, found)
     check_disk(found, params)
-    said = [*found.lines(), *proposed(trained, params)]
-    warnings = [f"note: {line}" for line in notes(found, params, recipe)]
-    header = [f"Written by `maskdm init` for {root}", *said, *warnings]
-    add_profile(name, profile_text(settings, header))
-    return [*said, *warnings, f"{PARAMS} is now profiles/{name}.yaml; run it with `dvc repro`"]
+    said, chosen, warnings = found.lines(), proposed(trained, params), list(notes(found, params, recipe))
+    header = [f"Written by `maskdm init` for {root}", *said, *chosen, *(f"note: {line}" for line in warnings)]
+    path = add_profile(name, profile_text(settings, header))
+    return Proposal(path, said, chosen, warnings, settings, trained.seconds(params.budget.train_flops))
 
 
 def choose(

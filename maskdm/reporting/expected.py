@@ -111,7 +111,9 @@ def as_rows(gains: Sequence[Gain]) -> list[dict[str, str]]:
             "seeds": str(gain.seeds),
             "held-out loss": _change(gain.loss.change),
             "95 % interval": _interval(gain.loss.low, gain.loss.high),
-            "compute to the baseline's": percent(1 + gain.compute.change) if gain.compute.change < math.inf else "not by all seeds",
+            "compute to the baseline's": percent(1 + gain.compute.change)
+            if gain.compute.change < math.inf
+            else "not by all seeds",
             "its interval": _share(gain.compute.low, gain.compute.high),
         }
         for gain in gains
@@ -128,7 +130,9 @@ def in_words(gains: Sequence[Gain], train_flops: float) -> list[str]:
         found = expected_at(curve, train_flops)
         where = f"{curve[0].arm} on {curve[0].data} with {si(curve[0].num_parameters, '').strip()} parameters"
         if found:
-            said.append(f"{where}: {_change(found.change)} ({_interval(found.low, found.high)}) is what to expect there.")
+            said.append(
+                f"{where}: {_change(found.change)} ({_interval(found.low, found.high)}) is what to expect there."
+            )
         else:
             said.append(f"{where}: measured at {budgets} alone, so nothing is known there.")
     return [
@@ -136,6 +140,10 @@ def in_words(gains: Sequence[Gain], train_flops: float) -> list[str]:
         *said,
         "Other images or another network may gain more or less: that is what `dvc repro` measures.",
     ]
+
+
+def _compute(pair: Pair) -> str:
+    return percent(1 + pair.change) if pair.change < math.inf else "not by all seeds"
 
 
 def _change(change: float) -> str:

@@ -85,7 +85,7 @@ def test_a_copy_of_the_project_that_dvc_runs_in_reads_the_raw_files_of_the_proje
     with pytest.raises(SystemExit):
         main()
     raw = tmp_path / "project" / "data" / "raw" / "image_folder"
-    assert capsys.readouterr().err.startswith(f"error: {raw}: no images; place there: ")
+    assert capsys.readouterr().err.startswith(f"error: {raw}: no such folder or archive; place there: ")
     place(raw, grey_levels(6))
     main()
     assert len(PreparedData.open(copy / "data" / "prepared").train) == 4
@@ -116,6 +116,6 @@ def test_missing_data_is_one_line_and_exit_code_2(
         main()
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: data/raw/celebahq: no images")
+    assert said.startswith("error: data/raw/celebahq: no such folder")
     assert said.count("\n") == 1
     assert not (tmp_path / "data" / "prepared").exists()

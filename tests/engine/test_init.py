@@ -34,7 +34,7 @@ RECIPE = load_recipe("tuned", PROJECT)
 
 def found(count: int, **changes: object) -> Survey:
     looked = min(count, 1000)
-    survey = Survey(count, None, None, looked, [], [64] * looked, [0.0] * looked, looked, 1e-4, 0)
+    survey = Survey(count, None, None, looked, [], [64] * looked, [0.0] * looked, looked, 1e-4, 0, 0.1)
     return replace(survey, **changes)  # type: ignore[arg-type]
 
 
@@ -148,7 +148,7 @@ def test_a_folder_becomes_the_selected_profile_and_its_images_can_be_prepared(
 ) -> None:
     run(monkeypatch, "../pictures", "--hours", "0.5")
     said = capsys.readouterr().out
-    assert "120 images; looked at all" in said
+    assert "120 images, listed in " in said
     assert "params.yaml is now profiles/pictures.yaml" in said
     assert (project / "params.yaml").read_bytes() == (project / "profiles" / "pictures.yaml").read_bytes()
     params = load_params(project / "params.yaml")

@@ -66,7 +66,7 @@ def test_between_two_budgets_the_gain_is_linear_in_the_logarithm_and_outside_not
 def test_words_and_table_say_the_interval_and_what_is_not_known() -> None:
     gains = [gain(1e12, -0.2), gain(4e12, -0.1), gain(4e12, 0.01, arm="control")]
     said = in_words(gains, 2e12)
-    assert "crops on levels with 1 k parameters: -15.0 % (-17.0 to -13.0 %) is what to expect there." in said
+    assert "crops on levels with 1 k parameters: expect -15.0 % (-17.0 to -13.0 %)." in said
     assert "control on levels with 1 k parameters: measured at 4 TFLOPs alone, so nothing is known there." in said
     assert as_rows(gains)[0]["95 % interval"] == "-22.0 to -18.0 %"
     assert in_words([], 1e12) == []
