@@ -79,8 +79,14 @@ def about() -> None:
 def main() -> None:
     """Run the command line of this process."""
     with exit_with_one_line():
-        if status := _run():
-            raise SystemExit(status)
+        try:
+            status = _run()
+        except SystemExit as ended:
+            if ended.code == 1 and isinstance(ended.__context__, BrokenPipeError):  # rich, which prints help, ends so
+                raise BrokenPipeError from None
+            raise
+    if status:
+        raise SystemExit(status)
 
 
 def _run() -> int:

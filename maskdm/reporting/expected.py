@@ -111,9 +111,7 @@ def as_rows(gains: Sequence[Gain]) -> list[dict[str, str]]:
             "seeds": str(gain.seeds),
             "held-out loss": _change(gain.loss.change),
             "95 % interval": _interval(gain.loss.low, gain.loss.high),
-            "compute to the baseline's": percent(1 + gain.compute.change)
-            if gain.compute.change < math.inf
-            else "not by all seeds",
+            "compute to the baseline's": _compute(gain.compute),
             "its interval": _share(gain.compute.low, gain.compute.high),
         }
         for gain in gains
@@ -130,13 +128,11 @@ def in_words(gains: Sequence[Gain], train_flops: float) -> list[str]:
         found = expected_at(curve, train_flops)
         where = f"{curve[0].arm} on {curve[0].data} with {si(curve[0].num_parameters, '').strip()} parameters"
         if found:
-            said.append(
-                f"{where}: {_change(found.change)} ({_interval(found.low, found.high)}) is what to expect there."
-            )
+            said.append(f"{where}: expect {_change(found.change)} ({_interval(found.low, found.high)}).")
         else:
             said.append(f"{where}: measured at {budgets} alone, so nothing is known there.")
     return [
-        f"At {si(train_flops, 'FLOPs')} an arm, by the measured gains against their budgets:",
+        f"Held-out loss against the baseline's at {si(train_flops, 'FLOPs')} an arm, by what was measured:",
         *said,
         "Other images or another network may gain more or less: that is what `dvc repro` measures.",
     ]

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
 from maskdm.runtime.paths import own_project
 from pipeline.prepare import main
 from tests.conftest import PARAMS
-from tests.raw_data import grey_levels, place
+from tests.raw_data import grey_levels, place, settings
 
 
 def write_params(folder: Path, data: dict[str, Any]) -> None:
@@ -119,3 +120,23 @@ def test_missing_data_is_one_line_and_exit_code_2(
     assert said.startswith("error: data/raw/celebahq: no such folder")
     assert said.count("\n") == 1
     assert not (tmp_path / "data" / "prepared").exists()
+
+
+def test_ctrl_c_between_taking_the_old_data_away_and_putting_the_new_in_place_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = place(tmp_path / "raw" / "image_folder", grey_levels(6))
+    out = tmp_path / "prepared"
+    prepare(settings("image_folder", root=str(raw), holdout=1), out, tmp_path / "raw")
+    before, rename = (out / "dataset.json").read_bytes(), os.rename
+
+    def stop(source: Path, target: Path) -> None:
+        if source.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings("image_folder", root=str(raw), holdout=2), out, tmp_path / "raw")
+    assert (out / "dataset.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "raw"]

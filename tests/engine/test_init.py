@@ -17,7 +17,7 @@ from maskdm.config.reading import load_params, load_recipe, read_yaml, validated
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
 from maskdm.datasets.survey import Survey
-from maskdm.engine.init import NETWORKS, checked, profile_name
+from maskdm.engine.init import NETWORKS, busy, checked, profile_name
 from maskdm.engine.profile_text import profile_text
 from maskdm.engine.project import Project
 from maskdm.engine.proposal import SIDES, check_count, notes, settings_of
@@ -97,6 +97,13 @@ def test_of_many_good_images_there_is_nothing_to_say(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(PROJECT)
     survey = found(60_000)
     assert not list(notes(survey, checked(proposed(survey), survey), RECIPE))
+
+
+@pytest.mark.parametrize(("load", "device", "said"), [(9.0, "cpu", 1), (1.0, "cpu", 0), (9.0, "cuda", 0)])
+def test_a_busy_machine_is_named(load: float, device: str, said: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskdm.engine.init.count_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    assert len(list(busy(torch.device(device)))) == said
 
 
 def test_a_split_of_folders_is_kept_if_both_sides_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
