@@ -1,9 +1,5 @@
 """The Typer app: all commands, and how an error of any of them ends: one line, and a status that is not 0."""
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -23,29 +19,14 @@ from maskdm.cli import (
 )
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 
-CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
-
 
 class OneLine(TyperGroup):
-    """Runs a command so that bad input, Ctrl-C and a closed pipe are one line; Typer would end without a word."""
+    """Runs a command so that what stops it is one line; at Ctrl-C and a closed pipe Typer would end without a word."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
-        with exit_with_one_line(), _closed_pipe_in_one_line():
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-
-
-@contextmanager
-def _closed_pipe_in_one_line() -> Iterator[None]:
-    """End with one line where the reader of the output has gone: `maskdm compare ... | head -1`."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own flush at exit would fail again
-        print("error: the reader of the output has gone; not all was written", file=sys.stderr)
-        raise SystemExit(CLOSED_PIPE) from None
+        with exit_with_one_line():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -98,8 +79,14 @@ def about() -> None:
 def main() -> None:
     """Run the command line of this process."""
     with exit_with_one_line():
-        if status := _run():
-            raise SystemExit(status)
+        try:
+            status = _run()
+        except SystemExit as ended:
+            if ended.code == 1 and isinstance(ended.__context__, BrokenPipeError):  # rich, which prints help, ends so
+                raise BrokenPipeError from None
+            raise
+    if status:
+        raise SystemExit(status)
 
 
 def _run() -> int:

@@ -1,11 +1,14 @@
 """`init` and `advise`: from a folder of images to settings that suit them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from maskdm.cli.output import AsJson, print_json, print_table
 from maskdm.cli.project import complete_profile, enter_project, read_params
+from maskdm.runtime.paths import PARAMS
 
 
 def init(
@@ -15,6 +18,7 @@ def init(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels a side; without it, what suits images and machine.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look at your images and write a profile for them, fitted to this machine and to your time. Nothing is trained.
 
@@ -32,7 +36,12 @@ def init(
     from maskdm.engine.init import init as propose
     from maskdm.runtime.device import choose_device  # here: no other command waits for torch
 
-    print("\n".join(propose(images, choose_device(), name, hours, image_size)))
+    made = propose(images, choose_device(), name, hours, image_size)
+    if as_json:
+        print_json(asdict(made) | {"profile": str(made.profile)})
+        return
+    print("\n".join([*made.found, *made.chosen, *(f"note: {line}" for line in made.notes)]))
+    print(f"{PARAMS} is now {made.profile}; run it with `dvc repro`")
 
 
 def advise(
@@ -40,14 +49,17 @@ def advise(
         str | None,
         typer.Argument(help="A name in `profiles/`; without it, `params.yaml`.", autocompletion=complete_profile),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say how much context each mask leaves on the prepared images, and what it costs. Nothing is trained.
+    """Say how much context each mask and coarse view leaves on the prepared images, and what it costs, in seconds.
 
-    A bound for linear denoisers, computed from the images alone, in seconds: docs/advise.md says how far to trust it.
+    A bound for linear denoisers, computed from the images alone: docs/advise.md says how far to trust it. Below it
+    stands what the recorded comparisons gained at which budgets. Nothing is trained.
 
     ```sh
     maskdm advise            # after `dvc repro prepare`
     maskdm advise celeba64   # another profile
+    maskdm advise --json | jq '.kinds[] | select(.on_front)'
     ```
     """
     enter_project()
@@ -55,6 +67,22 @@ def advise(
     from maskdm.config.reading import recipe_of
 
     recipe = recipe_of(params)
-    from maskdm.engine.agreement import advice_and_measured  # here: no other command waits for torch
+    from maskdm.engine import advice as advising  # here: no other command waits for torch
+    from maskdm.engine.agreement import agreement
+    from maskdm.reporting import expected
+    from maskdm.runtime.paths import ROOT
 
-    print(advice_and_measured(params, recipe))
+    data = advising.open_data(params)
+    found = advising.advise(params, recipe, data.train)
+    agreed = agreement(params, recipe, data.train, data.info["sha256"])
+    gains, budget = expected.measured_gains(ROOT, params.arms, params.baseline), params.budget.train_flops
+    if as_json:
+        at_budget = [one for curve in expected.curves(gains) if (one := expected.expected_at(curve, budget))]
+        measured = {"measured": list(map(asdict, gains)), "expected": list(map(asdict, at_budget))}
+        print_json(advising.as_json(found) | {"agreement": agreed and asdict(agreed)} | measured)
+        return
+    print_table(advising.as_rows(found))
+    print("\n".join([*advising.explanation(found, params), *([f"Measured. {agreed.in_words()}"] if agreed else [])]))
+    if gains:
+        print_table(expected.as_rows(gains))
+        print("\n".join(expected.in_words(gains, budget)))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from maskdm.cli.output import AsJson, print_json
+from maskdm.cli.output import AsJson, print_json, print_table
 from maskdm.cli.project import complete_profile, enter_project, read_params
 from maskdm.runtime.paths import PARAMS
 
@@ -34,7 +34,8 @@ def plan(
     from maskdm.config.reading import recipe_of
 
     recipe = recipe_of(params)
-    from maskdm.engine.dry_run import as_rows, dry_run, table
+    from maskdm.engine.dry_run import as_json as phases_as_json
+    from maskdm.engine.dry_run import as_table, dry_run
     from maskdm.engine.outlook import outlook
     from maskdm.runtime.device import choose_device  # here: no other command waits for torch
 
@@ -42,15 +43,16 @@ def plan(
     phases = [] if brief else dry_run(params, recipe, device)
     said = outlook(params, recipe, device)
     if as_json:
-        print_json({"phases": as_rows(phases), "outlook": said})
+        print_json({"phases": phases_as_json(phases), "outlook": said})
         return
     if phases:
-        print(table(phases))
+        print_table(as_table(phases))
     print(said)
 
 
 def profile(
     name: Annotated[str, typer.Argument(help="A name in `profiles/`.", autocompletion=complete_profile)],
+    as_json: AsJson = False,
 ) -> None:
     """Make a profile the one that `dvc repro` runs: copy it to `params.yaml`.
 
@@ -64,4 +66,7 @@ def profile(
     from maskdm.engine.profiles import profile_path, select_profile
 
     params = select_profile(name)
+    if as_json:
+        print_json({"profile": str(profile_path(name)), "arms": list(params.arms)})
+        return
     print(f"{PARAMS} is now {profile_path(name)} ({', '.join(params.arms)}); run it with `dvc repro`", file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maskdm.cli.output import AsJson, print_json
 from maskdm.cli.project import enter_project
 from maskdm.runtime.browser import open_page
 from maskdm.runtime.errors import MaskDMError
@@ -27,7 +28,7 @@ def open_index() -> None:
     open_page(INDEX, "`dvc repro` makes it")
 
 
-def sync() -> None:
+def sync(as_json: AsJson = False) -> None:
     """Rebuild MLflow's store from `records/`: after a clone, a DVC cache hit, or a time without the server.
 
     What the store has already stays. Models come from the weights in `runs/`, which `dvc pull` fetches.
@@ -40,7 +41,11 @@ def sync() -> None:
     enter_project()
     from maskdm.tracking import mlflow_store
 
-    print(f"{mlflow_store.sync(Path(), _model_of)} runs added or completed")
+    changed = mlflow_store.sync(Path(), _model_of)
+    if as_json:
+        print_json({"runs_added_or_completed": changed})
+        return
+    print(f"{changed} runs added or completed")
 
 
 def _model_of(record: "Record") -> "Model | None":

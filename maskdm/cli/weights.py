@@ -44,6 +44,7 @@ def import_weights(
     file: Annotated[Path, typer.Argument(help="What their training saved, `model-<n>.pt`.")],
     folder: Annotated[Path, typer.Argument(help="Where to write `config.json` and safetensors; a new folder.")],
     num_heads: Annotated[int | None, typer.Option(help="Attention heads, of a width that is not in the paper.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a checkpoint of MaskDM's authors a network of this suite; it takes the EMA weights, if there are some.
 
@@ -55,4 +56,8 @@ def import_weights(
     """
     from maskdm.engine import import_weights as importing  # here: no other command waits for it
 
-    print(importing.import_weights(file, folder, num_heads))
+    found = importing.import_weights(file, folder, num_heads)
+    if as_json:
+        print_json({"folder": str(folder.resolve()), "found": found})
+        return
+    print(f"{folder}: {found}")

@@ -22,6 +22,7 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import file_sha256, reason
 from maskdm.runtime.progress import bar_interval
 
+OWN_IMAGES = "allowed: a folder or an archive of images"  # where any will do
 PARTITION_FILE = "list_eval_partition.txt"  # CelebA's: a line an image, 0 training, 1 validation, 2 test
 
 
@@ -101,14 +102,8 @@ def list_images(name: str, place: Path, scratch: Path) -> Listing:
         OSError: the folder may not be read.
     """
     kind = FOLDER_SETS[name]
-    tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
-    images = _images_of(tree, kind) if tree else []
-    if not tree or not images:
-        found = f" ({in_words(tree.left_out.summary())})" if tree and tree.left_out else ""
-        raise MaskDMError(
-            f"{place}: no images{found}; place there: {kind.place}; "
-            "or set data.root to the folder or archive that holds them"
-        )
+    remedy = f"place there: {kind.place}; or set data.root to the folder or archive that holds them"
+    tree, images = _open(place, kind, scratch, remedy)
     layout = Layout.of(images) if kind.own_layout else Layout()
     if layout.heldout:
         images = _only(tree, images, list(layout.heldout), "train and test")
@@ -131,12 +126,10 @@ def read_folder(place: Path, image_size: int, channels: int, count: int | None =
     """
     with TemporaryDirectory() as scratch:
         try:
-            tree = open_tree(place, is_image, Path(scratch))
+            tree, found = _open(place, FOLDER_SETS["image_folder"], Path(scratch), OWN_IMAGES)
         except OSError as error:
             raise MaskDMError(f"{place}: cannot read it: {reason(error)}") from None
-        if tree is None:
-            raise MaskDMError(f"{place}: no such folder; allowed: a folder or an archive of images")
-        names = tree.once(_images_of(tree, FOLDER_SETS["image_folder"]), first=lambda _: False)
+        names = tree.once(found, first=lambda _: False)
         if count is not None and count < len(names):
             chosen = np.random.default_rng(0).permutation(len(names))[:count]  # names may be sorted by class
             names = [names[index] for index in np.sort(chosen)]
@@ -147,9 +140,29 @@ def read_folder(place: Path, image_size: int, channels: int, count: int | None =
             except UnreadableImageError as error:
                 tree.left_out.add(UNREADABLE, name, error.reason)
         if not images:
-            found = f" ({in_words(tree.left_out.summary())})" if tree.left_out else ""
-            raise MaskDMError(f"{place}: no images{found}; allowed: a folder or an archive of images")
+            raise MaskDMError(_no_images(place, tree, OWN_IMAGES))
         return np.stack(images)
+
+
+def _open(place: Path, kind: FolderSet, scratch: Path, remedy: str) -> tuple[Tree, list[str]]:
+    """The files at a place, and the names of the images among them, at least one.
+
+    Raises:
+        MaskDMError: there are none, or the archive is damaged.
+        OSError: the folder may not be read.
+    """
+    tree = open_tree(place, lambda name: is_image(name) or name.endswith(".mdb"), scratch)
+    images = _images_of(tree, kind) if tree else []
+    if not tree or not images:
+        raise MaskDMError(_no_images(place, tree, remedy))
+    return tree, images
+
+
+def _no_images(place: Path, tree: Tree | None, remedy: str) -> str:
+    if tree is None:
+        return f"{place}: no such folder or archive; {remedy}"
+    found = f" ({in_words(tree.left_out.summary())})" if tree.left_out else ""
+    return f"{place}: no images{found}; {remedy}"
 
 
 def _images_of(tree: Tree, kind: FolderSet) -> list[str]:

@@ -64,6 +64,8 @@ def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
     except OSError as error:
         raise MaskDMError(f"{error.filename or out}: {error.strerror or error}") from error
     finally:
+        if old.exists() and not out.exists():  # stopped between the two: the old one is still the data
+            os.rename(old, out)
         _remove(partial, old)
     return info
 

@@ -47,6 +47,7 @@ class Survey:
     in_colour: int  # of them
     seconds_an_image: float  # to read, decode and resize one
     copies: int  # files with the bytes of another one, about
+    listing_seconds: float  # of all files
 
     @property
     def side(self) -> int:
@@ -70,7 +71,7 @@ class Survey:
         about = "" if self.looked_at == self.count else "about "
         colour = "grey" if not self.in_colour else f"{percent(self.in_colour / len(self.shorter_sides))} in colour"
         found = [
-            f"{self.count:,} images; looked at {every}",
+            f"{self.count:,} images, listed in {self.listing_seconds:.2g} s; looked at {every}",
             f"shorter side {low} to {high} pixels, median {self.side}; {colour}",
             f"unreadable: {about}{self.damaged:,}" + (f" ({self.unreadable[0]})" if self.unreadable else ""),
             f"copies of other files: {self.copies:,}",
@@ -91,12 +92,14 @@ def survey(place: Path) -> Survey:
     """
     try:
         with tempfile.TemporaryDirectory() as scratch:  # a tar archive is unpacked
-            return _survey(list_images("image_folder", place, Path(scratch)))
+            started = perf_counter()
+            listing = list_images("image_folder", place, Path(scratch))
+            return _survey(listing, perf_counter() - started)
     except OSError as error:
         raise MaskDMError(f"{error.filename or place}: {reason(error)}") from None
 
 
-def _survey(listing: Listing) -> Survey:
+def _survey(listing: Listing, listing_seconds: float) -> Survey:
     tree, layout, names = listing
     order = np.random.default_rng(0).permutation(len(names))
     looked = _look(tree, (names[index] for index in order[:LOOK].tolist()))
@@ -116,6 +119,7 @@ def _survey(listing: Listing) -> Survey:
         in_colour=looked.in_colour,
         seconds_an_image=looked.seconds / looked.count,
         copies=_copies(tree, names),
+        listing_seconds=listing_seconds,
     )
 
 
@@ -179,7 +183,8 @@ def _copies(tree: Tree, names: Sequence[str]) -> int:
         if not (read := digests.total()):
             break
         repeated = sum(number - 1 for digest, number in digests.items() if digest is not None)
-        copies += repeated * (len(group) / read) ** 2  # a share of the files has the square of it of the pairs
+        # A share of the files has the square of it of the pairs; and what was read of each content is no copy.
+        copies += min(repeated * (len(group) / read) ** 2, len(group) - (read - repeated))
         hashed, covered = hashed + read, covered + len(group)
     return round(copies * sum(map(len, groups)) / covered) if covered else 0
 

@@ -112,6 +112,7 @@ def _walk(root: Path, left_out: LeftOut) -> dict[str, Entry]:
     files: dict[str, Entry] = {}
     seen = {_identity(parent.stat()) for parent in root.resolve().parents}
     folders, links = [("", False)], deque[str]()
+    bar = tqdm(desc=f"list {root.name}", unit=" files", delay=2, leave=False)  # a million files take a while
     while folders or links:
         folder, is_link = folders.pop() if folders else (links.popleft(), True)
         try:
@@ -132,10 +133,12 @@ def _walk(root: Path, left_out: LeftOut) -> dict[str, Entry]:
                 left_out.add(HIDDEN, f"{name}/" if _is_folder(entry) else name)
             elif not _is_folder(entry):
                 files[name] = _entry(entry, name, is_link)
+                bar.update()
             elif entry.is_symlink():
                 links.append(name)
             else:
                 folders.append((name, is_link))
+    bar.close()
     return files
 
 

@@ -1,21 +1,19 @@
-"""How the order of masks by `maskdm advise` agrees with what was measured, and what arms gained."""
+"""How the order of masks by `maskdm advise` agrees with what was measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.config.study import load_study
-from maskdm.datasets.prepared import PreparedData
-from maskdm.engine.advice import Advised, advise, in_words, tokens_of
-from maskdm.engine.context import TokenCovariance
-from maskdm.runtime.paths import PREPARED, ROOT
-from maskdm.runtime.units import si
-from maskdm.tracking.records import Record, Stage, read_records
+from maskdm.engine.advice import Advised, advise
+from maskdm.runtime.paths import ROOT
+from maskdm.tracking.records import Record, read_arms
 
 STUDY_PART = "masks"  # of the study: one masked phase an arm, and nothing else differs
 NEAR = 0.1  # masks whose shares of removed tokens differ by less remove about as much
@@ -43,7 +41,7 @@ class Agreement:
         )
 
 
-def agreement(params: Params, recipe: Recipe, tokens: TokenCovariance, sha256: str, root: Path) -> Agreement | None:
+def agreement(params: Params, recipe: Recipe, images: np.ndarray, sha256: str, root: Path = ROOT) -> Agreement | None:
     """How the study's measured order of masks agrees with that of `advise`.
 
     None: the study has no records of these images with this network's tokens.
@@ -51,7 +49,7 @@ def agreement(params: Params, recipe: Recipe, tokens: TokenCovariance, sha256: s
     Args:
         params: what the study has in common.
         recipe: of them.
-        tokens: those of the images.
+        images: of the data, as for `advise`.
         sha256: of the data.
         root: of the project.
 
@@ -61,22 +59,21 @@ def agreement(params: Params, recipe: Recipe, tokens: TokenCovariance, sha256: s
     path = root / "study" / "params.yaml"
     if not path.is_file():
         return None
-    study, losses = load_study(path), final_losses(root, "study", STUDY_PART, sha256)
+    study, losses = load_study(path), final_losses(root, STUDY_PART, sha256)
     if STUDY_PART not in study.parts or not losses:
         return None
     own = study.params(STUDY_PART, params)
-    if own.grid != tokens.grid:
+    if own.grid != params.grid:
         return None
-    masks = {
-        arm: phases[0].mask
+    masked = {
+        arm: phases[0]
         for arm, phases in own.arms.items()
         if phases[0].mask and arm in losses and not arm.startswith("control")
     }
-    if len(masks) < 3:
+    if len(masked) < 3:
         return None
-    advised = advise(own, recipe, tokens, list(masks.values()))
-    by_mask = {found.mask: found for found in advised.masks}
-    return compared({arm: by_mask[mask] for arm, mask in masks.items()}, losses)
+    by_mask = {found.phase.mask: found for found in advise(own, recipe, images, list(masked.values())).kinds}
+    return compared({arm: by_mask[phase.mask] for arm, phase in masked.items()}, losses)
 
 
 def compared(found: Mapping[str, Advised], losses: Mapping[str, Mapping[int, float]]) -> Agreement:
@@ -91,7 +88,7 @@ def compared(found: Mapping[str, Advised], losses: Mapping[str, Mapping[int, flo
         for second in arms[place + 1 :]
         if abs(found[first].removed - found[second].removed) < NEAR
     ]
-    context = {arm: found[arm].context.heldout for arm in arms}
+    context = {arm: kind.context.heldout for arm, kind in found.items() if kind.context}
     loss = dict(zip(arms, measured, strict=True))
     same = [(context[one] - context[two]) * (loss[one] - loss[two]) > 0 for one, two in pairs]
     return Agreement(
@@ -108,53 +105,16 @@ def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float(spearmanr(first, second).statistic)
 
 
-def final_losses(root: Path, stage: Stage, comparison: str | None, sha256: str | None) -> dict[str, dict[int, float]]:
-    """The final held-out loss of every arm, by seed.
-
-    Args:
-        root: of the project.
-        stage: whose records.
-        comparison: of the study; None: the only one of the stage.
-        sha256: of the data; None: whatever it is.
-    """
+def final_losses(root: Path, comparison: str, sha256: str) -> dict[str, dict[int, float]]:
+    """The final held-out loss of every arm of a comparison on these data, by seed."""
     losses: dict[str, dict[int, float]] = {}
-    for record, _ in read_records(root, (stage,)):
-        if comparison is not None and not record.key.startswith(f"{comparison}/"):
-            continue
-        if "heldout_loss" in record.summary and sha256 in (None, record.data["sha256"]):
-            losses.setdefault(record.arm, {})[record.params["seed"]] = record.summary["heldout_loss"]
+    for name, records in read_arms(root).items():
+        own, _, arm = name.partition("/")
+        known = {seed: record.summary["heldout_loss"] for seed, record in records.items() if _is_of(record, sha256)}
+        if own == comparison and known:
+            losses[arm] = known
     return losses
 
 
-def measured_gains(root: Path, baseline: str) -> list[str]:
-    """What the arms of the default comparison gained where it was run, a line each; none: it was not run."""
-    records = [record for record, _ in read_records(root, ("default",))]
-    losses = final_losses(root, "default", None, None)
-    if baseline not in losses:
-        return []
-    lines = []
-    for arm in losses:
-        ratios = [losses[arm][seed] / loss for seed, loss in losses[baseline].items() if seed in losses[arm]]
-        if arm == baseline or not ratios:
-            continue
-        of_arm: Record = next(record for record in records if record.arm == arm)
-        budget, name = of_arm.params["train_flops"], of_arm.data["name"]
-        lines.append(
-            f"{arm}: held-out loss {100 * (mean(ratios) - 1):+.1f} % ({100 * (min(ratios) - 1):+.1f} to "
-            f"{100 * (max(ratios) - 1):+.1f}, {len(ratios)} seeds) against {baseline}; {name}, {si(budget, 'FLOPs')}"
-        )
-    return lines
-
-
-def advice_and_measured(params: Params, recipe: Recipe, root: Path = ROOT) -> str:
-    """What `advise` says of the prepared images, how that agrees with the study, and what was gained so far: lines.
-
-    Raises:
-        MaskDMError: no images are prepared, or those of other settings, or a record is damaged.
-    """
-    data = PreparedData.open(root / PREPARED)
-    tokens = tokens_of(params, data)
-    said = [in_words(advise(params, recipe, tokens), params)]
-    if agreed := agreement(params, recipe, tokens, data.info["sha256"], root):
-        said.append(f"Measured. {agreed.in_words()}")
-    return "\n".join([*said, *(f"Measured. {line}" for line in measured_gains(root, params.baseline))])
+def _is_of(record: Record, sha256: str) -> bool:
+    return record.data["sha256"] == sha256 and "heldout_loss" in record.summary

@@ -1,33 +1,27 @@
-"""How much context a mask leaves, before any training: the best linear denoiser with a mask against that without.
+"""How much context is left where less is shown, before any training: the best linear denoiser with that against all.
 
 Of normal images with covariance S, seen through noise at the signal-to-noise ratio s, the best denoiser is linear. Its
 squared error in epsilon is s S (s S + 1)^-1: the trace over all pixels, or over some of them. With the visible tokens
-alone S is their own block of it. Images are not normal, so a network does better than both: the ratio of the two errors
-orders masks, and says nothing of the size of a loss.
+alone S is their own block of it; of a coarse image it is that of the means. Images are not normal, so a network does
+better than both: the ratio of the two errors orders masks, and says nothing of the size of a loss.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
-from sklearn.covariance import oas
 from torch import Tensor
 
 from maskdm.config.masks import Mask
+from maskdm.config.method import Group
+from maskdm.engine.token_covariance import TokenCovariance
 from maskdm.methods.masks import draw_ids_keep
-from maskdm.networks.patches import patchify
-from maskdm.runtime.errors import MaskDMError
 from maskdm.training.objective import Objective
-from maskdm.training.views import to_unit_range
 
-IMAGES = 12_000  # of which the covariance is taken, at most
-DIMS = 2048  # rows of the covariance, at most: its eigenvalues then take seconds
 LEVELS = 20  # quantiles of the noise levels
 DRAWS = 64  # of a mask, at most
-WORK = 1e10  # about the multiplications that the eigenvalues of all draws of a mask may take
-PART = 500  # images that are turned into tokens at a time
+FEWEST_DRAWS = 3
+WORK = 3e10  # about the multiplications that the eigenvalues of all draws of a mask may take
 TIMES = 2**17  # that are drawn to find the quantiles
 
 
@@ -49,96 +43,18 @@ class NoiseLevels:
         order = snr.argsort(descending=True)
         return cls(snr[order], (weights / weights.sum())[order])
 
-
-@dataclass(frozen=True)
-class TokenCovariance:
-    """The covariance of the tokens of a data set, as far as tokens tell of each other.
-
-    Each token is turned into principal components, which are the same for all tokens. The first ones have a covariance
-    between all tokens. The others have a variance alone: each is denoised by itself, with a mask as without.
-    """
-
-    images: int  # it was taken of
-    grid: tuple[int, int]
-    covariance: Tensor  # of the first k components, float64 `[tokens * k, tokens * k]`
-    rest: Tensor  # variances of the other ones, float64 `[tokens, others]`
-
-    @classmethod
-    def of(cls, images: np.ndarray, patch_size: int, dims: int = DIMS) -> "TokenCovariance":
-        """Of images, uint8 `[n, C, H, W]`; with as many components of a token as `dims` rows allow.
-
-        A few images tell little of many pixels: their covariance is shrunk towards that of white noise, by as much as
-        is best for normal images (Chen et al. 2010, "OAS").
-
-        Raises:
-            MaskDMError: there are fewer than two images, or more tokens than `dims`.
-        """
-        grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-        if len(images) < 2:
-            raise MaskDMError(f"{len(images)} images have no covariance; allowed: at least 2")
-        number, dim = grid[0] * grid[1], images.shape[1] * patch_size**2
-        kept = min(dim, dims // number)
-        if not kept:
-            raise MaskDMError(
-                f"a grid of {grid[0]}x{grid[1]} tokens: its covariance is too large; allowed: at most {dims} tokens"
-            )
-        mean = sum(part.sum(dim=0) for part in _parts(images, patch_size)) / len(images)
-        centred = partial(_parts, images, patch_size, mean)
-        own = sum(torch.einsum("bnd,bne->de", part, part) for part in centred())
-        axes = torch.linalg.eigh(own).eigenvectors.flip(1).float()
-        first, rest = [], torch.zeros(number, dim - kept, dtype=torch.float64)
-        for part in centred():
-            turned = part.float() @ axes
-            first.append(turned[..., :kept].flatten(1))
-            rest += turned[..., kept:].double().square().sum(dim=0) / len(images)
-        covariance, _ = oas(torch.cat(first).numpy(), assume_centered=True)
-        return cls(len(images), grid, torch.from_numpy(covariance).double(), rest)
-
     @property
-    def components(self) -> int:
-        """Of each token, whose covariance with other tokens is known."""
-        return len(self.covariance) // len(self.rest)
-
-    @property
-    def covered(self) -> float:
-        """The share of the pixels' variance that these components have."""
-        first = self.covariance.trace()
-        return float(first / (first + self.rest.sum()))
-
-    def errors(self, snr: Tensor) -> Tensor:
-        """The error in epsilon of each token with all of them visible, summed over its pixels: `[tokens, levels]`."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        by_component = vectors.square() @ error(values.clamp(min=0), snr)
-        return by_component.unflatten(0, (len(self.rest), -1)).sum(1) + self._rest(snr)
-
-    def errors_alone(self, kept: Sequence[int], snr: Tensor) -> Tensor:
-        """That of the tokens `kept` with no others visible, summed over all of their pixels: `[levels]`."""
-        rows = (torch.tensor(kept)[:, None] * self.components + torch.arange(self.components)).flatten()
-        values = torch.linalg.eigvalsh(self.covariance[rows[:, None], rows]).clamp(min=0)
-        return error(values, snr).sum(0) + self._rest(snr)[list(kept)].sum(0)
-
-    def _rest(self, snr: Tensor) -> Tensor:
-        return error(self.rest.flatten(), snr).unflatten(0, self.rest.shape).sum(1)
-
-
-def _parts(images: np.ndarray, patch_size: int, mean: Tensor | float = 0.0) -> Iterator[Tensor]:
-    """The tokens of a few images at a time, less their mean: float64 `[b, tokens, token_dim]`."""
-    for start in range(0, len(images), PART):
-        yield patchify(to_unit_range(torch.tensor(images[start : start + PART])), patch_size).double() - mean
-
-
-def error(variances: Tensor, snr: Tensor) -> Tensor:
-    """The squared error in epsilon of independent normal numbers: `[n]` at `[levels]` -> `[n, levels]`."""
-    signal = variances[:, None] * snr
-    return signal / (1 + signal)
+    def quantiles(self) -> Tensor:
+        """Where each is among the noise levels of the training: `[levels]`, ascending."""
+        return (torch.arange(len(self.snr), dtype=torch.float64) + 0.5) / len(self.snr)
 
 
 @dataclass(frozen=True)
 class Context:
-    """The errors in epsilon of a mask's visible pixels, means over the draws of the mask: each `[levels]`."""
+    """The errors in epsilon of a pixel that is shown, means over the pixels and draws: each `[levels]`."""
 
-    alone: Tensor  # with the visible tokens alone
-    whole: Tensor  # on the same pixels, with all tokens
+    alone: Tensor  # with what is shown alone
+    whole: Tensor  # of the same pixels, with all tokens
     weights: Tensor  # of the levels in training
 
     @property
@@ -157,21 +73,101 @@ class Context:
         return float((self.alone @ self.weights) / (self.whole @ self.weights))
 
 
-def contexts(tokens: TokenCovariance, masks: Sequence[Mask], levels: NoiseLevels) -> list[Context]:
-    """What each mask leaves.
+class Contexts:
+    """What groups of images leave of the context; what was computed for one is kept for the next.
+
+    Args:
+        tokens: of masks.
+        coarse: gives those of images of which `factor` x `factor` pixels become one.
+        patch_size: pixels a side of a token.
+        levels: of the noise.
+    """
+
+    def __init__(
+        self, tokens: TokenCovariance, coarse: Callable[[int], TokenCovariance], patch_size: int, levels: NoiseLevels
+    ) -> None:
+        self.tokens, self.coarse, self.patch_size, self.levels = tokens, coarse, patch_size, levels
+        self._known: dict[tuple[Mask | None, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, groups: Sequence[Group]) -> Context:
+        """Of a batch that is divided so: at each noise level the mean over the groups that see it, by their weight.
+
+        Raises:
+            ValueError: a mask or a factor does not fit the grid.
+        """
+        alone, whole = (torch.zeros(len(self.levels.snr), dtype=torch.float64) for _ in range(2))
+        for group in groups:
+            start, end = group.noise
+            sees = (self.levels.quantiles >= start) & (self.levels.quantiles < end)
+            share = group.weight / (end - start) * sees
+            own = self._errors(group)
+            alone, whole = alone + share * own[0], whole + share * own[1]
+        return Context(alone, whole, self.levels.weights)
+
+    def _errors(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Of a pixel that the group shows, with that alone and with all tokens: each `[levels]`."""
+        key = group.mask, group.factor
+        if key not in self._known:
+            if group.factor > 1:
+                self._known[key] = self._coarse_errors(group.factor)
+            elif group.mask:
+                self._known[key] = mask_errors(self.tokens, group.mask, self.levels.snr)
+            else:
+                full = self.tokens.errors(self.levels.snr).mean(0) / self.tokens.token_dim
+                self._known[key] = full, full
+        return self._known[key]
+
+    def _coarse_errors(self, factor: int) -> tuple[Tensor, Tensor]:
+        tokens = self.coarse(factor)
+        pixels = len(tokens.rest) * tokens.token_dim / factor**2
+        alone, whole = tokens.coarse_errors(factor, self.patch_size, self.levels.snr)
+        return alone / pixels, whole / pixels
+
+
+def mask_errors(tokens: TokenCovariance, mask: Mask, snr: Tensor) -> tuple[Tensor, Tensor]:
+    """The errors of a pixel that a mask leaves, with its tokens alone and with all: means over draws, each `[levels]`.
 
     Raises:
-        ValueError: a mask does not fit the grid.
+        ValueError: the mask does not fit the grid.
     """
-    whole = tokens.errors(levels.snr)
-    return [_context(tokens, mask, levels, whole) for mask in masks]
+    places = _windows(tokens, mask) if tokens.is_window else _places(tokens, mask)
+    whole = tokens.errors(snr)
+    alone = torch.stack([tokens.errors_alone(kept, snr) / len(kept) for kept in places])
+    full = torch.stack([whole[kept].mean(0) for kept in places])
+    return alone.mean(0) / tokens.token_dim, full.mean(0) / tokens.token_dim
 
 
-def _context(tokens: TokenCovariance, mask: Mask, levels: NoiseLevels, whole: Tensor) -> Context:
+def _places(tokens: TokenCovariance, mask: Mask) -> list[list[int]]:
+    """The visible tokens of draws of a mask, as many as there is time for."""
     rows = mask.num_keep(tokens.grid) * tokens.components
-    draws = int(min(DRAWS, max(3, WORK // rows**3)))
+    draws = int(min(DRAWS, max(FEWEST_DRAWS, WORK // rows**3)))
     ids = draw_ids_keep(mask, tokens.grid, draws, torch.Generator().manual_seed(0))
-    places = torch.unique(ids.sort(dim=1).values, dim=0).tolist()  # a large crop has few places: each of them once
-    alone = torch.stack([tokens.errors_alone(kept, levels.snr) for kept in places])
-    full = torch.stack([whole[kept].sum(0) for kept in places])
-    return Context(alone.mean(0), full.mean(0), levels.weights)
+    places: list[list[int]] = torch.unique(ids.sort(dim=1).values, dim=0).tolist()
+    return places  # a large crop has few places: each of them is there once
+
+
+def _windows(tokens: TokenCovariance, mask: Mask) -> list[list[int]]:
+    """The same within windows, each around a visible token: those that hold many of them are taken more often.
+
+    So the mean over the windows of the mean over their visible tokens weighs each token alike.
+    """
+    random, work = torch.Generator().manual_seed(0), 0.0
+    places: list[list[int]] = []
+    for kept in draw_ids_keep(mask, tokens.image_grid, DRAWS, random):
+        if len(places) >= FEWEST_DRAWS and work > WORK:
+            break
+        places.append(_within(kept, tokens, random))
+        if len(places[-1]) < len(tokens.rest):  # what shows the whole window loses nothing, and takes no time
+            work += (len(places[-1]) * tokens.components) ** 3
+    return places
+
+
+def _within(kept: Tensor, tokens: TokenCovariance, random: torch.Generator) -> list[int]:
+    """Visible tokens of an image `[K]` as those of a window around one of them, at a random place."""
+    places = torch.stack([kept // tokens.image_grid[1], kept % tokens.image_grid[1]], dim=1)
+    sides, whole = torch.tensor(tokens.grid), torch.tensor(tokens.image_grid)
+    chosen = places[torch.randint(len(places), (1,), generator=random)[0]]
+    low, high = (chosen - sides + 1).clamp(min=0), torch.minimum(chosen, whole - sides)
+    start = low + (torch.rand(2, generator=random) * (high - low + 1)).long()
+    inside = places[((places >= start) & (places < start + sides)).all(dim=1)] - start
+    return sorted((inside[:, 0] * tokens.grid[1] + inside[:, 1]).tolist())

@@ -13,6 +13,7 @@ from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.runtime.processes import ALONE, Processes
+from maskdm.runtime.units import si
 from maskdm.training.loop import PhaseTrainer
 from maskdm.training.objective import make_objective
 from maskdm.training.plan import PhasePlan, arm_plans, build_network
@@ -64,20 +65,19 @@ def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.
         batch_size = min(plan.batch_size, 4 * batch_size)
 
 
-def table(phases: list[PlannedPhase]) -> str:
-    """The phases as text, one line each, and one for each arm's total with one seed."""
-    columns = "{:<16}{:<10}{:<34}{:>9}{:>8}{:>12}{:>12}{:>10}"
-    lines = [columns.format("arm", "phase", "tokens removed", "batch", "steps", "images", "FLOPs", "time")]
+def as_table(phases: list[PlannedPhase]) -> list[dict[str, str]]:
+    """A row a phase, and one for each arm's total with one seed."""
+    rows = []
     for arm in dict.fromkeys(phase.arm for phase in phases):
         own = [phase for phase in phases if phase.arm == arm]
-        lines += [columns.format(*_cells(phase)) for phase in own]
+        rows += [_cells(phase) for phase in own]
         images = sum(p.plan.steps * p.plan.batch_size for p in own)
         flops, seconds = sum(p.flops for p in own), sum(p.seconds for p in own)
-        lines.append(columns.format(arm, "total", "", "", "", f"{images:,}", f"{flops:.4g}", duration(seconds)))
-    return "\n".join(lines)
+        rows.append(_row(arm, "total", "", "", "", images, flops, seconds))
+    return rows
 
 
-def as_rows(phases: list[PlannedPhase]) -> list[dict[str, Any]]:
+def as_json(phases: list[PlannedPhase]) -> list[dict[str, Any]]:
     """The phases for a script."""
     return [
         {
@@ -94,14 +94,27 @@ def as_rows(phases: list[PlannedPhase]) -> list[dict[str, Any]]:
     ]
 
 
-def _cells(phase: PlannedPhase) -> tuple[object, ...]:
+def _cells(phase: PlannedPhase) -> dict[str, str]:
     plan = phase.plan
     less = f"{plan.method.in_words(plan.mask)} ({plan.removed:.1%})" if plan.removed else "none"
     images = plan.steps * plan.batch_size
-    return (
-        *(phase.arm, plan.stage, less, plan.batch_size, plan.steps),
-        *(f"{images:,}", f"{phase.flops:.4g}", duration(phase.seconds)),
-    )
+    counts = str(plan.batch_size), f"{plan.steps:,}"
+    return _row(phase.arm, plan.stage, less, *counts, images, phase.flops, phase.seconds)
+
+
+def _row(
+    arm: str, stage: str, less: str, batch: str, steps: str, images: int, flops: float, seconds: float
+) -> dict[str, str]:
+    return {
+        "arm": arm,
+        "phase": stage,
+        "tokens removed": less,
+        "batch": batch,
+        "steps": steps,
+        "images": f"{images:,}",
+        "compute": si(flops, "FLOPs"),
+        "time": duration(seconds),
+    }
 
 
 def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:

@@ -38,7 +38,7 @@ def import_weights(file: Path, folder: Path, num_heads: int | None = None) -> st
     except ValueError as error:
         raise MaskDMError(f"{file}: {error}") from None
     save_snapshot(folder, network)
-    return f"{folder}: {_in_words(network)}, from the {kind}{_schedule_in_words(alphas_cumprod)}"
+    return f"{_in_words(network)}, from the {kind}{_schedule_in_words(alphas_cumprod)}"
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Which network, batch and budget suit is a guess, by rules that stand here. The m
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,8 @@ from maskdm.engine.proposal import (
 from maskdm.engine.sharing import count_processes, take_threads
 from maskdm.evaluation.metrics import check_reference, floor_counts
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.paths import PARAMS, PREPARED, ROOT
+from maskdm.runtime.paths import PREPARED, ROOT
+from maskdm.runtime.threads import count_cores
 from maskdm.runtime.units import si
 from maskdm.training.plan import PhasePlan, arm_plans
 
@@ -111,8 +112,20 @@ class Trained:
         return budget >= max(self.least, wanted / self.dense.batch_size * self.dense.step_flops)
 
 
-def init(place: Path, device: torch.device, name: str | None, hours: float, image_size: int | None) -> list[str]:
-    """Look at images, write `profiles/<name>.yaml`, and make it `params.yaml`; returns what there is to say, in lines.
+@dataclass(frozen=True)
+class Proposal:
+    """A profile that was written, and what there is to say of it."""
+
+    profile: Path
+    found: list[str]  # in the images, a fact a line
+    chosen: list[str]
+    notes: list[str]  # what the settings cannot show
+    settings: Settings
+    seconds: float  # that the whole run takes, about
+
+
+def init(place: Path, device: torch.device, name: str | None, hours: float, image_size: int | None) -> Proposal:
+    """Look at images, write `profiles/<name>.yaml`, and make it `params.yaml`.
 
     Args:
         place: a folder or an archive of images; an absolute path.
@@ -142,11 +155,10 @@ def init(place: Path, device: torch.device, name: str | None, hours: float, imag
     settings = trained.settings(budget)
     params = checked(settings, found)
     check_disk(found, params)
-    said = [*found.lines(), *proposed(trained, params)]
-    warnings = [f"note: {line}" for line in notes(found, params, recipe)]
-    header = [f"Written by `maskdm init` for {root}", *said, *warnings]
-    add_profile(name, profile_text(settings, header))
-    return [*said, *warnings, f"{PARAMS} is now profiles/{name}.yaml; run it with `dvc repro`"]
+    said, chosen, warnings = found.lines(), proposed(trained, params), [*notes(found, params, recipe), *busy(device)]
+    header = [f"Written by `maskdm init` for {root}", *said, *chosen, *(f"note: {line}" for line in warnings)]
+    path = add_profile(name, profile_text(settings, header))
+    return Proposal(path, said, chosen, warnings, settings, trained.seconds(params.budget.train_flops))
 
 
 def choose(
@@ -219,6 +231,16 @@ def proposed(trained: Trained, params: Params) -> list[str]:
         f"measured here: {si(trained.rate, 'FLOP/s')}, {trained.workers} trial(s) at a time; all of it takes about "
         f"{duration(trained.seconds(params.budget.train_flops))}",
     ]
+
+
+def busy(device: torch.device) -> Iterator[str]:
+    """A note where other programs took a part of the speed that was measured."""
+    load, cores = os.getloadavg()[0], count_cores()
+    if device.type == "cpu" and load > cores + 1:  # the burst itself is a load, too
+        yield (
+            f"This machine was busy (a load of {load:.1f} on {cores} cores): its speed was measured beside other "
+            "programs. Where it is idle, the budget may be larger."
+        )
 
 
 def root_setting(place: Path) -> str:

@@ -41,8 +41,8 @@ def select_profile(name: str) -> Params:
     return params
 
 
-def add_profile(name: str, text: str) -> None:
-    """Write a new profile and copy it to `params.yaml`: both, or neither.
+def add_profile(name: str, text: str) -> Path:
+    """Write a new profile and copy it to `params.yaml`: both, or neither; returns the profile's path.
 
     Raises:
         MaskDMError: a file cannot be written, or as `check_new` and `check_no_edits` say.
@@ -57,6 +57,7 @@ def add_profile(name: str, text: str) -> None:
         with suppress(OSError):
             path.unlink()
         raise
+    return path
 
 
 def check_new(name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from maskdm.config.study import DEFAULT
 from maskdm.reporting.analysis import OF_SAMPLES, compute_to_target, interval, prediction_interval
 from maskdm.runtime.errors import MaskDMError
-from maskdm.tracking.records import Record, distance_metric, read_record_at, read_records
+from maskdm.tracking.records import Record, distance_metric, read_arms, read_record_at
 
 BySeed = Mapping[int, Record]
 
@@ -52,7 +52,7 @@ def find_runs(source: str, here: Path, root: Path) -> BySeed:
     Raises:
         MaskDMError: there are none, or a record is damaged.
     """
-    records = _by_name(root)
+    records = read_arms(root)
     if found := records.get(source) or records.get(f"{DEFAULT}/{source}"):
         return found
     folder = here / source
@@ -102,18 +102,6 @@ def expect(published: Sequence[Record], new: Record) -> list[Expectation]:
         values = [float(record.summary[name]) for record in published]
         mean = sum(values) / len(values)
         found.append(Expectation(name, float(new.summary[name]), mean, *prediction_interval(values)))
-    return found
-
-
-def _by_name(root: Path) -> dict[str, dict[int, Record]]:
-    """`<comparison>/<arm>` -> seed -> record. Of searches the runs that confirm, called `search/<arm>`."""
-    found: dict[str, dict[int, Record]] = {}
-    for record, _ in read_records(root):
-        folder = record.key.rpartition("/")[0]
-        if record.stage == "tuning" or folder == "trials":  # they differ in more than the seed
-            continue
-        comparison = folder if record.stage == "study" else record.stage
-        found.setdefault(f"{comparison}/{record.arm}", {})[int(record.params["seed"])] = record
     return found
 
 

@@ -1,11 +1,15 @@
-"""The one exception that bad input raises, and how a command shows it: one line, exit code 2.
+"""The one exception that bad input raises, and how a command shows it and the system's refusals: in one line.
 
 And the one that is no error: what ends a training on purpose.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
 
 
 class MaskDMError(Exception):
@@ -22,12 +26,30 @@ class StoppedEarly(Exception):  # noqa: N818 - no error
 
 @contextmanager
 def exit_with_one_line() -> Iterator[None]:
-    """Turn a `MaskDMError` into one line on stderr and exit code 2; Ctrl-C into exit code 130."""
+    """Turn what is no fault of the code into one line on stderr and an exit code.
+
+    2: a `MaskDMError`, or the system's refusal, such as a full disk or a folder that may not be read or written, where
+    nobody nearer had more to say. 130: Ctrl-C. 141: the reader of the output has gone (`maskdm compare a b | head -1`).
+    """
     try:
         yield
+        sys.stdout.flush()  # here: at Python's end it would be too late for a line
     except MaskDMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f"error: {error}", 2)
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted: {str(interrupt) or 'the same command goes on from here'}", file=sys.stderr)
-        raise SystemExit(130) from None
+        _end(f"interrupted: {str(interrupt) or 'the same command goes on from here'}", 130)
+    except BrokenPipeError:
+        _end("error: the reader of the output has gone; not all was written", CLOSED_PIPE)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"error: {place}{error.strerror or error}", 2)
+
+
+def _end(line: str, status: int) -> NoReturn:
+    """Say why, and exit."""
+    print(line, file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at its end, and say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(status) from None

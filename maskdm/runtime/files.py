@@ -48,18 +48,38 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError | RuntimeError):  # torch.save wraps what the file raised into a RuntimeError
-            raise  # Ctrl-C, say
+        with folders_above(path):
+            try:
+                with temporary.open("wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+    except (OSError, RuntimeError) as error:  # torch.save wraps what the file raised into a RuntimeError
         raise MaskDMError(f"{path}: cannot write it: {reason(error)}") from error
+
+
+@contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; after an error in the `with` block those that were made are gone again, if empty.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]  # the deepest first
+    try:
+        if missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:  # Ctrl-C, too
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -73,14 +93,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise MaskDMError(f"{folder}: exists; allowed: a new folder")
     temporary = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a kill
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
+        with folders_above(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a kill
+            try:
+                temporary.mkdir()
+                yield temporary
+                os.replace(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise MaskDMError(f"{folder}: cannot write it: {reason(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -605,10 +605,18 @@ def _create_database(path: Path, artifacts: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     temporary = path.with_name(f"{path.name}.new")
-    for leftover in path.parent.glob(f"{temporary.name}*"):
-        leftover.unlink()
-    SqlAlchemyStore(sqlite_url(temporary), artifacts).engine.dispose()
-    os.replace(temporary, path)
+    _remove(temporary)  # left by a kill
+    try:
+        SqlAlchemyStore(sqlite_url(temporary), artifacts).engine.dispose()
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(database: Path) -> None:
+    """A database with the files that SQLite keeps beside it."""
+    for file in database.parent.glob(f"{database.name}*"):
+        file.unlink()
 
 
 def _points(row: dict[str, Any]) -> Iterator[tuple[str, int, float]]:

@@ -172,6 +172,22 @@ def read_records(root: Path, stages: tuple[Stage, ...] = get_args(Stage)) -> lis
     return found
 
 
+def read_arms(root: Path) -> dict[str, dict[int, Record]]:
+    """`<comparison>/<arm>` -> seed -> record. Of searches the runs that confirm, called `search/<arm>`.
+
+    Raises:
+        MaskDMError: a file is damaged.
+    """
+    found: dict[str, dict[int, Record]] = {}
+    for record, _ in read_records(root):
+        folder = record.key.rpartition("/")[0]
+        if record.stage == "tuning" or folder == "trials":  # they differ in more than the seed
+            continue
+        comparison = folder if record.stage == "study" else record.stage
+        found.setdefault(f"{comparison}/{record.arm}", {})[int(record.params["seed"])] = record
+    return found
+
+
 def read_record(root: Path, stage: Stage, key: str) -> tuple[Record, Machine | None] | None:
     """One record, as `read_records` has it; None if there is none.
 

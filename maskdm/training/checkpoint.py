@@ -12,7 +12,7 @@ import torch
 from maskdm.networks.catalogue import network_class
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import reading, reason, write_atomically
+from maskdm.runtime.files import folders_above, reading, reason, write_atomically
 
 REMEDY = "`dvc repro -f` with the stage that writes it makes it again"
 
@@ -59,12 +59,14 @@ def save_snapshot(folder: Path, network: Network) -> None:
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        network.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        with folders_above(folder):
+            try:
+                network.save_pretrained(temporary)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except Exception as error:  # safetensors has an error type of its own
-        shutil.rmtree(temporary, ignore_errors=True)
         raise MaskDMError(f"{folder}: cannot save the weights: {reason(error)}") from error
 
 

@@ -1,6 +1,8 @@
 """The command line as a whole: how it starts, completes, documents itself, and ends."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typer._click.core import Context  # the class is not public; Typer's own `u
 
 from maskdm.cli.app import app
 from tests.cli.conftest import Run
+from tests.commands import commands
 from tests.imports import PROJECT
 
 COMMAND = [sys.executable, "-c", "from maskdm.cli import main; main()"]
@@ -46,6 +49,37 @@ def test_every_command_teaches_with_an_example() -> None:
         assert f"```sh\nmaskdm {name}" in command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+
+
+def every_command() -> list[str]:
+    group = typer.main.get_command(app)
+    return group.list_commands(Context(group, info_name="maskdm"))  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("name", every_command())
+def test_the_examples_of_a_help_parse(name: str) -> None:
+    group = typer.main.get_command(app)
+    command = group.get_command(Context(group, info_name="maskdm"), name)  # type: ignore[attr-defined]
+    [block] = re.findall(r"```sh\n(.*?)```", command.help, re.S)
+    examples = [words[1:] for words in commands(block) if words[0] == "maskdm"]
+    assert name in {words[0] for words in examples}
+    for own, *arguments in examples:
+        other = group.get_command(Context(group, info_name="maskdm"), own)  # type: ignore[attr-defined]
+        with other.make_context(own, list(arguments)):  # an unknown option, a missing argument or a wrong type raises
+            pass
+
+
+def test_a_plan_is_a_table_and_json(
+    project: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskdm.engine.dry_run.BURST_SECONDS", 0.01)
+    assert run("plan") == 0
+    said = capsys.readouterr().out
+    assert "finetune" in said
+    assert "total" in said
+    assert run("plan", "--json") == 0
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    assert [phase["arm"] for phase in phases] == ["scratch", "staged", "staged", "staged"]
 
 
 def test_the_committed_help_is_current() -> None:

@@ -357,7 +357,9 @@ def test_a_root_may_have_a_tilde_and_environment_variables(tmp_path: Path, monke
     for root in ("~/images", "$HOME/${FACES}", "~/$FACES"):
         data = prepared(settings("image_folder", root=root, holdout=1), tmp_path)
         assert data.info["source"] == f"folder {tmp_path / 'home' / 'images'}"
-    with pytest.raises(MaskDMError, match=f"^{tmp_path / 'home' / 'faces'}: no images"):  # the path, as `ls` wants it
+    with pytest.raises(
+        MaskDMError, match=f"^{tmp_path / 'home' / 'faces'}: no such folder"
+    ):  # the path, as `ls` wants it
         prepared(settings("image_folder", root="~/faces", holdout=1), tmp_path)
 
 
@@ -395,7 +397,7 @@ def test_a_root_that_holds_the_project_is_refused(tmp_path: Path, monkeypatch: p
 
 def test_a_root_that_links_to_itself_is_missing(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to("round")
-    with pytest.raises(MaskDMError, match="round: no images"):
+    with pytest.raises(MaskDMError, match="round: no such folder"):
         prepared(settings("image_folder", root=str(tmp_path / "round"), holdout=1), tmp_path)
 
 

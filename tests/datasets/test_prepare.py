@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
 from maskdm.runtime.paths import own_project
 from pipeline.prepare import main
 from tests.conftest import PARAMS
-from tests.raw_data import grey_levels, place
+from tests.raw_data import grey_levels, place, settings
 
 
 def write_params(folder: Path, data: dict[str, Any]) -> None:
@@ -85,7 +86,7 @@ def test_a_copy_of_the_project_that_dvc_runs_in_reads_the_raw_files_of_the_proje
     with pytest.raises(SystemExit):
         main()
     raw = tmp_path / "project" / "data" / "raw" / "image_folder"
-    assert capsys.readouterr().err.startswith(f"error: {raw}: no images; place there: ")
+    assert capsys.readouterr().err.startswith(f"error: {raw}: no such folder or archive; place there: ")
     place(raw, grey_levels(6))
     main()
     assert len(PreparedData.open(copy / "data" / "prepared").train) == 4
@@ -116,6 +117,26 @@ def test_missing_data_is_one_line_and_exit_code_2(
         main()
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: data/raw/celebahq: no images")
+    assert said.startswith("error: data/raw/celebahq: no such folder")
     assert said.count("\n") == 1
     assert not (tmp_path / "data" / "prepared").exists()
+
+
+def test_ctrl_c_between_taking_the_old_data_away_and_putting_the_new_in_place_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = place(tmp_path / "raw" / "image_folder", grey_levels(6))
+    out = tmp_path / "prepared"
+    prepare(settings("image_folder", root=str(raw), holdout=1), out, tmp_path / "raw")
+    before, rename = (out / "dataset.json").read_bytes(), os.rename
+
+    def stop(source: Path, target: Path) -> None:
+        if source.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings("image_folder", root=str(raw), holdout=2), out, tmp_path / "raw")
+    assert (out / "dataset.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "raw"]

@@ -1,13 +1,16 @@
 """What a look at images finds."""
 
 import io
+import os
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.datasets.survey import Survey, survey
+from maskdm.datasets.survey import LOOK, Survey, survey
 from maskdm.runtime.errors import MaskDMError
 from tests.raw_data import image_bytes, place, tar_of
 
@@ -65,7 +68,7 @@ def test_of_many_images_only_some_are_read(tmp_path: Path, monkeypatch: pytest.M
     found = survey(place(tmp_path, files))
     assert (found.count, found.looked_at) == (121, 30)
     assert 20 <= found.copies <= 80  # 40, by half of the files
-    assert found.lines()[0] == "121 images; looked at 30 of them"
+    assert found.lines()[0] == f"121 images, listed in {found.listing_seconds:.2g} s; looked at 30 of them"
     monkeypatch.setattr("maskdm.datasets.survey.LOOK_SECONDS", 0.0)
     monkeypatch.setattr("maskdm.datasets.survey.FEWEST", 5)
     assert survey(tmp_path).looked_at == 5
@@ -74,6 +77,54 @@ def test_of_many_images_only_some_are_read(tmp_path: Path, monkeypatch: pytest.M
 def test_a_name_with_a_line_break_stays_on_its_line(tmp_path: Path) -> None:
     found: Survey = survey(place(tmp_path, pictures(3) | {"a\nb.png": b"torn"}))
     assert all("\n" not in line for line in found.lines())
+
+
+def test_many_copies_are_never_more_than_there_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = list(pictures(4).values())
+    monkeypatch.setattr("maskdm.datasets.survey.HASH", 40)
+    sizes = {len(content) for content in contents}
+    padded = [content + bytes(max(sizes) - len(content)) for content in contents]  # of equal size, as copies may be
+    found = survey(place(tmp_path, {f"{index}.png": padded[index % 4] for index in range(400)}))
+    assert (found.copies, found.usable) == (396, 4)
+
+
+class Entry:
+    """A file of a folder that is not there."""
+
+    def __init__(self, index: int) -> None:
+        self.name, self.index = f"image-of-a-large-set-{index:07d}.png", index
+
+    def is_dir(self) -> bool:
+        return False
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def stat(self) -> SimpleNamespace:
+        return SimpleNamespace(st_size=1000 + self.index, st_dev=1, st_ino=self.index)
+
+
+def test_of_very_many_files_little_is_kept_and_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million files take ten times as much."""
+    count, read, scandir = 100_000, list[Path](), os.scandir
+    content = next(iter(pictures(1).values()))
+
+    def kept(path: Path) -> bytes:
+        read.append(path)
+        return content
+
+    def listed(path: Path) -> object:
+        return map(Entry, range(count)) if path == tmp_path / "" else scandir(path)
+
+    monkeypatch.setattr("maskdm.datasets.trees._read_file", kept)
+    monkeypatch.setattr("maskdm.datasets.trees.os.scandir", listed)
+    tracemalloc.start()
+    found = survey(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.count == count
+    assert len(read) == found.looked_at == LOOK
+    assert peak < 1000 * count, "bytes"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from maskdm.config.reading import load_params, load_recipe, read_yaml, validated
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
 from maskdm.datasets.survey import Survey
-from maskdm.engine.init import NETWORKS, checked, profile_name
+from maskdm.engine.init import NETWORKS, busy, checked, profile_name
 from maskdm.engine.profile_text import profile_text
 from maskdm.engine.project import Project
 from maskdm.engine.proposal import SIDES, check_count, notes, settings_of
@@ -34,7 +34,7 @@ RECIPE = load_recipe("tuned", PROJECT)
 
 def found(count: int, **changes: object) -> Survey:
     looked = min(count, 1000)
-    survey = Survey(count, None, None, looked, [], [64] * looked, [0.0] * looked, looked, 1e-4, 0)
+    survey = Survey(count, None, None, looked, [], [64] * looked, [0.0] * looked, looked, 1e-4, 0, 0.1)
     return replace(survey, **changes)  # type: ignore[arg-type]
 
 
@@ -99,6 +99,13 @@ def test_of_many_good_images_there_is_nothing_to_say(monkeypatch: pytest.MonkeyP
     assert not list(notes(survey, checked(proposed(survey), survey), RECIPE))
 
 
+@pytest.mark.parametrize(("load", "device", "said"), [(9.0, "cpu", 1), (1.0, "cpu", 0), (9.0, "cuda", 0)])
+def test_a_busy_machine_is_named(load: float, device: str, said: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskdm.engine.init.count_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    assert len(list(busy(torch.device(device)))) == said
+
+
 def test_a_split_of_folders_is_kept_if_both_sides_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PROJECT)
     survey = found(1000, heldout=300)
@@ -148,7 +155,7 @@ def test_a_folder_becomes_the_selected_profile_and_its_images_can_be_prepared(
 ) -> None:
     run(monkeypatch, "../pictures", "--hours", "0.5")
     said = capsys.readouterr().out
-    assert "120 images; looked at all" in said
+    assert "120 images, listed in " in said
     assert "params.yaml is now profiles/pictures.yaml" in said
     assert (project / "params.yaml").read_bytes() == (project / "profiles" / "pictures.yaml").read_bytes()
     params = load_params(project / "params.yaml")
