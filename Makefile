@@ -5,7 +5,7 @@ READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test smoke study scm unlock ui plan profile sync
+.PHONY: repro test test-slow smoke study scm unlock ui plan profile sync
 
 repro: $(READY) scm unlock  ## The whole comparison of params.yaml; goes on where it was stopped
 	$(IN_VENV) maskdm plan --brief
@@ -16,6 +16,9 @@ test: $(READY)  ## Lint, types, tests
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) mypy
 	$(IN_VENV) pytest --numprocesses logical --dist loadfile
+
+test-slow: $(READY)  ## The tests that `make test` leaves out
+	$(IN_VENV) pytest -m slow
 
 scm:  ## Tell DVC of a project without git, downloaded as an archive, that it has none: it would stop
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || printf '[core]\n    no_scm = true\n' > .dvc/config.local

@@ -1,6 +1,7 @@
 """The prepared array on disk as training reads it, and the order in which its images are drawn."""
 
 import json
+import mmap
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,24 @@ class PreparedData:
     def heldout_labels(self) -> np.ndarray | None:
         """int64 [heldout], None where the data set has no labels."""
         return None if self.labels is None else self.labels[self.info["train"] :]
+
+
+def read(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """A copy of the images at `indices`.
+
+    Of a file that is mapped they are all asked for before the first one is waited for. So the disk reads them side by
+    side, and nothing beside them: a data set larger than memory comes many times as fast.
+    """
+    file = images.base
+    while isinstance(file, np.ndarray):
+        file = file.base
+    if isinstance(file, mmap.mmap) and hasattr(file, "madvise"):
+        start = images.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+        for index in indices.tolist():
+            first = start + index * images.strides[0]
+            page = first - first % mmap.PAGESIZE
+            file.madvise(mmap.MADV_WILLNEED, page, first + images.strides[0] - page)
+    return images[indices]
 
 
 def sample_order(seed: int, num_images: int, start: int, count: int) -> np.ndarray:

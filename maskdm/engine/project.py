@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from maskdm.config.comparison import Phase
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, StratifiedMask
@@ -21,6 +20,7 @@ from maskdm.networks.network import Network
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.locks import locked
 from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.processes import Processes
 from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, hardware
@@ -48,7 +48,8 @@ class Project:
         params = load_params(ROOT / "params.yaml")
         data = PreparedData.open(PREPARED)
         if params.model.class_conditional and data.labels is None:
-            remedy = ", or data.labels: folders" if data.info["name"] == "image_folder" else ""
+            named = {"image_folder": "folders", "parquet": "a column", "webdataset": "a suffix"}.get(data.info["name"])
+            remedy = f", or data.labels: {named}" if named else ""
             raise MaskDMError(
                 f"model.class_conditional=true, but {data.info['name']} has no labels; allowed: false{remedy}"
             )
@@ -105,15 +106,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         MaskDMError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent.with_suffix(".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise MaskDMError(f"{folder}: another process is at this stage; wait for it, or stop it first") from None
-    try:
+    with locked(folder.parent.with_suffix(".lock"), folder):
         yield
-    finally:
-        lock.release()
 
 
 def identity(project: Project, *parts: Any) -> str:
