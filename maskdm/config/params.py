@@ -16,13 +16,16 @@ from maskdm.config.schema import Fraction, Name, Positive, Schema
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
 
 
+DataName = Literal[
+    "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2",
+    "lmdb", "webdataset", "parquet",
+]  # fmt: skip
+
+
 class Data(Schema):
     """Which images, and how they become one array."""
 
-    name: Literal[
-        "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2",
-        "lmdb", "webdataset", "parquet",
-    ]  # fmt: skip
+    name: DataName  # a published set, or the kind of your own
     root: str | None  # folder or archive that holds the raw images, with ~ and $VARIABLES; None: the set's own sources
     image_size: Positive  # pixels a side of the prepared square images
     channels: Literal[1, 3]  # 1: grey; 3: colour

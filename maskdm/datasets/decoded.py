@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,8 +22,11 @@ from maskdm.datasets.left_out import UNREADABLE
 from maskdm.datasets.prepared import IMAGES_FILE
 from maskdm.datasets.raw import RawImages, UnreadableImageError
 from maskdm.runtime.children import end_with_parent
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import reason
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.threads import count_cores
+from maskdm.runtime.units import si
 
 CHUNK = 32  # images that a process decodes at a time
 AHEAD = 4  # chunks of each process that wait or are decoded: what is stored together is then read together
@@ -63,7 +66,8 @@ class DecodedImages:
         """Put images to the next places of the file, and return these.
 
         Raises:
-            OSError: the disk has no room for them, or cannot be read or written.
+            MaskDMError: the disk has no room for them.
+            OSError: it cannot be read or written.
             BrokenProcessPool: a process was killed.
         """
         first = self._count
@@ -100,7 +104,8 @@ class DecodedImages:
             for chunk in chunks:
                 yield from decode(chunk)
             return
-        # Not copies of this process: these would lack the threads that libraries have started in it.
+        # Copies of a process that has loaded the libraries, not of this one: they would lack the libraries' threads.
+        forkserver.set_forkserver_preload(["maskdm.datasets.prepare"])
         pool = ProcessPoolExecutor(workers, get_context("forkserver"), _begin)
         running: set[Future[list[Found]]] = set()
         try:
@@ -168,10 +173,10 @@ def _reserve(path: Path, size: int) -> None:
     with path.open("r+b") as file:
         if size <= os.fstat(file.fileno()).st_size:
             return
-        if hasattr(os, "posix_fallocate"):
+        try:
             os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+        except OSError as error:
+            raise MaskDMError(f"{path.parent}: {reason(error)}: the images take {si(size, 'B')}") from None
 
 
 def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:

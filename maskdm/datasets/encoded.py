@@ -39,12 +39,19 @@ def decode(read: Read, name: str, image_size: int, channels: int) -> np.ndarray:
 
     Raises:
         UnreadableImageError: it cannot be read or decoded, or has more pixels than Pillow allows.
+        MemoryError: there is too little memory for the file.
     """
+    try:
+        content = read()
+    except MemoryError:
+        raise
+    except Exception as error:  # of damaged archives nearly any
+        raise UnreadableImageError(name, reason(error)) from None
     try:
         with warnings.catch_warnings():
             # Of half of the pixels that are an error: some photographs have so many.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return square_pixels(read(), image_size, channels)
+            return square_pixels(content, image_size, channels)
     except UnidentifiedImageError:  # its text holds a memory address
         raise UnreadableImageError(name, "not an image") from None
     except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped

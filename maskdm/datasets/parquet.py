@@ -21,7 +21,7 @@ from maskdm.datasets.trees import require_size
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
 
-BATCH = 16  # rows that are read at a time
+BATCH = 4  # rows that are read at a time: images may be large
 USUAL = ("image", "img")  # the column of images, where there are several
 
 

@@ -25,6 +25,8 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import expanded, file_sha256
 from maskdm.runtime.locks import locked
 
+GO_ON = "the same command goes on from here"
+
 LOADERS: dict[str, Callable[[Data, Path, Path], RawImages]] = {
     "fashion_mnist": fashion_mnist.load,
     "digits": digits.load,
@@ -65,8 +67,11 @@ def prepare(data: Data, out: Path, raw: Path) -> dict[str, Any]:
         with locked(partial / "lock", partial):
             return _prepare(data, out, raw, partial, old)
     except OSError as error:
-        _remove(partial)
-        raise MaskDMError(f"{error.filename or out}: {error.strerror or error}") from error
+        kept = f"; what is decoded stays in {partial}: {GO_ON}" if (partial / "decoded").exists() else ""
+        raise MaskDMError(f"{error.filename or out}: {error.strerror or error}{kept}") from error
+    finally:
+        if not (partial / "decoded").exists():
+            _remove(partial)
 
 
 def _prepare(data: Data, out: Path, raw: Path, partial: Path, old: Path) -> dict[str, Any]:
@@ -81,10 +86,11 @@ def _prepare(data: Data, out: Path, raw: Path, partial: Path, old: Path) -> dict
         os.rename(new, out)
     except BrokenProcessPool:
         raise MaskDMError(
-            f"{partial}: a process that decodes images was killed: out of memory, or an image that crashes Pillow; "
-            "the same command goes on from here"
+            f"{partial}: a process that decodes images was killed (out of memory? a crash of Pillow?); {GO_ON}"
         ) from None
-    except (MaskDMError, OSError):  # the same command would come to the same
+    except MemoryError:
+        raise MaskDMError(f"{partial}: out of memory; {GO_ON}") from None
+    except MaskDMError:  # the same command would come to the same
         _remove(partial)
         raise
     _remove(partial, old)

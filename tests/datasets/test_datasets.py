@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -479,7 +480,7 @@ def test_preparing_twice_gives_the_same_bytes_and_the_hash_of_them(tmp_path: Pat
     assert first["images.npy"] == plain.getvalue()
 
 
-def test_a_prepare_that_fails_keeps_the_old_folder_and_leaves_nothing_behind(
+def test_a_prepare_that_fails_keeps_the_old_folder_and_says_what_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(digits(), tmp_path)
@@ -490,8 +491,11 @@ def test_a_prepare_that_fails_keeps_the_old_folder_and_leaves_nothing_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", fail)
-        with pytest.raises(MaskDMError, match=r"prepared: No space left on device"):
+        with pytest.raises(MaskDMError, match=r"prepared: No space left .*; what is decoded stays in .*\.partial: "):
             prepared(digits(holdout=5), tmp_path)
+        patch.setattr(os, "posix_fallocate", fail)
+        with pytest.raises(MaskDMError, match=r"decoded: No space left on device: the images take 115.1 kB"):
+            prepared(digits(holdout=6), tmp_path)
     assert contents(tmp_path / "prepared") == before
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 

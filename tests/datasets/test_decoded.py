@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.datasets import decoded, encoded, folders
+from maskdm.datasets import decoded, encoded, folders, trees
 from maskdm.datasets.decoded import DecodedImages
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.raw import RawImages
@@ -71,9 +71,19 @@ def test_a_process_that_is_killed_is_one_line_and_what_was_decoded_stays(
 
     place(tmp_path / "raw" / "image_folder", grey_levels(4))
     monkeypatch.setattr(DecodedImages, "collect", broken)
-    with pytest.raises(MaskDMError, match="a process that decodes images was killed: .* goes on from here"):
+    with pytest.raises(MaskDMError, match=r"a process that decodes images was killed .* goes on from here"):
         prepared(settings("image_folder", holdout=1), tmp_path)
     assert (tmp_path / ".prepared.partial" / "decoded" / "images.npy").stat().st_size > 4 * 16 * 16 * 3
+
+
+def test_too_little_memory_is_no_damaged_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> bytes:
+        raise MemoryError
+
+    place(tmp_path / "raw" / "image_folder", grey_levels(4))
+    monkeypatch.setattr(trees, "_read_file", full)
+    with pytest.raises(MaskDMError, match=r"\.prepared\.partial: out of memory; the same command goes on from here"):
+        prepared(settings("image_folder", holdout=1), tmp_path)
 
 
 # --- going on -------------------------------------------------------------------------------------------------
@@ -136,7 +146,7 @@ def test_what_does_not_fit_its_digest_is_decoded_again(
     interrupt_after(8, monkeypatch, data, tmp_path)
     torn = tmp_path / ".prepared.partial" / "decoded" / "images.npy"
     content = np.memmap(torn, np.uint8, "r+")
-    content[:] = 0
+    content[:] = 1
     content.flush()
     reads.clear()
     prepared(data, tmp_path)
@@ -148,18 +158,19 @@ def test_what_does_not_fit_its_digest_is_decoded_again(
 def test_other_settings_and_changed_files_begin_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[str], change: str
 ) -> None:
-    raw = place(tmp_path / "raw" / "image_folder", grey_levels(12))
+    raw = place(tmp_path / "raw" / "image_folder", grey_levels(12) | {"003.png": image_bytes(30, kind="BMP")})
     interrupt_after(11, monkeypatch, settings("image_folder", holdout=3), tmp_path)
     reads.clear()
     if change == "file":
         size = (raw / "003.png").stat().st_size
-        place(raw, {"003.png": image_bytes(200)})
+        place(raw, {"003.png": image_bytes(200, kind="BMP")})
         assert (raw / "003.png").stat().st_size == size
     data = prepared(settings("image_folder", holdout=3 if change == "file" else 4), tmp_path)
     assert len(reads) == 12
     assert sorted(levels(data.images)) == sorted([*range(3), *range(4, 12), 20 if change == "file" else 3])
 
 
+@pytest.mark.usefixtures("reads")
 def test_a_tar_is_not_unpacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tarfile
 
@@ -241,12 +252,13 @@ def test_a_group_of_rows_of_several_times_the_memory_is_read(tmp_path: Path) -> 
 
     images = [image_bytes(index, (1000, 700), "BMP") for index in range(140)]  # 2 MB each
     (tmp_path / "raw").mkdir()
-    pq.write_table(
-        pa.table({"image": images}), tmp_path / "raw" / "a.parquet", compression="none", use_dictionary=False
-    )
+    file = tmp_path / "raw" / "a.parquet"
+    pages: dict[str, Any] = {"use_dictionary": False, "write_batch_size": 1}  # of one image each
+    pq.write_table(pa.table({"image": images}), file, compression="none", **pages)
+    assert pq.ParquetFile(file).metadata.num_row_groups == 1
     bounded(
         "from maskdm.datasets import parquet; limit(); "
         "prepare(settings('parquet', root='raw', holdout=3), Path('prepared'), Path('raw'))",
         tmp_path, 64,
     )  # fmt: skip
-    assert (tmp_path / "raw" / "a.parquet").stat().st_size > 4 * (64 << 20)
+    assert file.stat().st_size > 4 * (64 << 20)

@@ -20,7 +20,7 @@ from maskdm.training.objective import make_objective
 from maskdm.training.plan import plan_finetune
 from tests.conftest import PARAMS, RECIPE
 sizes = {"data": PARAMS["data"] | {"image_size": 64, "channels": 3}, "model": PARAMS["model"] | {"patch_size": 16}}
-params, recipe = Params.model_validate(PARAMS | sizes), Recipe.model_validate(RECIPE)
+params, recipe = Params.model_validate(PARAMS | sizes).trial("scratch", 0), Recipe.model_validate(RECIPE)
 plan = replace(plan_finetune(params, recipe, "scratch"), batch_size=256, steps=40, heldout_steps=(40,))
 network, objective = initial_network(params, None), make_objective(recipe.objective)
 limit()
