@@ -1,5 +1,6 @@
 """Images a second of `prepare`, in turn with Pillow alone in as many processes: `python -m benchmarks.prepare`."""
 
+import argparse
 import io
 import os
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,11 @@ from maskdm.runtime.threads import count_cores
 ROUNDS = 3
 COPIES = 16  # of each file: making them takes longer than decoding them
 # name: width and height of the files, pixels a side of the prepared images, different files
-FOLDERS = {"CelebA, 178x218 to 64": (178, 218, 64, 500), "LSUN, 341x256 to 256": (341, 256, 256, 150)}
+FOLDERS = {"CelebA, 178x218 to 64": (178, 218, 64, 100), "LSUN, 341x256 to 256": (341, 256, 256, 40)}
 QUALITY = 90  # of the JPEG files
 ALONE = "Pillow, JPEG alone"
+
+Work = Callable[[list[Path], int], None]
 
 
 def photographs(folder: Path, width: int, height: int, count: int) -> None:
@@ -63,8 +66,14 @@ def bare(paths: list[Path], image_size: int) -> None:
         np.asarray(square.resize((image_size, image_size), Image.Resampling.LANCZOS))
 
 
-def prepare_rates() -> pd.DataFrame:
-    """Images a second of `prepare` and of Pillow alone, all in turn, on all cores."""
+def prepare_rates(one_core: bool) -> pd.DataFrame:
+    """Images a second of `prepare` and of Pillow alone, all in turn.
+
+    On all cores by the clock; or on one by its time, which does not depend on what else the machine does.
+    """
+    cores = os.sched_getaffinity(0)
+    if one_core:
+        os.sched_setaffinity(0, {min(cores)})  # then `prepare` starts no other processes
     rows = []
     for name, (width, height, image_size, count) in FOLDERS.items():
         with TemporaryDirectory() as folder, ProcessPoolExecutor(count_cores()) as pool:
@@ -73,12 +82,13 @@ def prepare_rates() -> pd.DataFrame:
             photographs(raw, width, height, count)
             paths = sorted(raw.iterdir())
             data = Data(name="image_folder", root=None, image_size=image_size, channels=3, holdout=1, train_images=None)
+            alone = partial(_alone, None if one_core else pool)
             cases: dict[str, Callable[[], object]] = {
-                ALONE: partial(_in_all, pool, bare, paths, image_size),
-                "Pillow, every format": partial(_in_all, pool, pillow, paths, image_size),
+                ALONE: partial(alone, bare, paths, image_size),
+                "Pillow, every format": partial(alone, pillow, paths, image_size),
                 "prepare": partial(prepare, data, out, raw.parent),
             }
-            seconds = _in_turn(cases)
+            seconds = _in_turn(cases, process_time if one_core else perf_counter)
             rows += [
                 {
                     "files": name,
@@ -91,25 +101,28 @@ def prepare_rates() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _in_all(pool: ProcessPoolExecutor, work: Callable[[list[Path], int], None], paths: list[Path], size: int) -> None:
+def _alone(pool: ProcessPoolExecutor | None, work: Work, paths: list[Path], image_size: int) -> None:
+    """All files, in this process or in those of `pool`."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    list(pool.map(work, chunks, [size] * len(chunks)))
+    list((pool.map if pool else map)(work, chunks, [image_size] * len(chunks)))
 
 
-def _in_turn(cases: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def _in_turn(cases: dict[str, Callable[[], object]], now: Callable[[], float]) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(ROUNDS + 1):
         for name, work in cases.items():
-            started = perf_counter()
+            started = now()
             work()
             if number:  # the first round warms up
-                seconds[name].append(perf_counter() - started)
+                seconds[name].append(now() - started)
     return seconds
 
 
 def main() -> None:
     """Print the table."""
-    print(prepare_rates().to_markdown(index=False))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--one-core", action="store_true", help="by the time of one core: for a busy machine")
+    print(prepare_rates(parser.parse_args().one_core).to_markdown(index=False))
     print(f"\n{count_cores()} cores, load {os.getloadavg()[0]:.1f}")
 
 

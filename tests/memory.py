@@ -34,6 +34,7 @@ def bounded(code: str, folder: Path, megabytes: int) -> None:
     """Run `code` with so much memory beyond what it has before it calls `limit()`."""
     (folder / "bounded.py").write_text(BOUNDED)
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves 1 GB, which it may never use
     command = [sys.executable, "bounded.py", code, str(megabytes)]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]

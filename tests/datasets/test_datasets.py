@@ -21,7 +21,7 @@ from PIL import Image
 from maskdm.config.params import Data
 from maskdm.datasets import fashion_mnist
 from maskdm.datasets.prepare import prepare
-from maskdm.datasets.prepared import PreparedData, sample_order
+from maskdm.datasets.prepared import PreparedData, read, sample_order
 from maskdm.runtime.errors import MaskDMError
 from tests.raw_data import grey_levels, image_bytes, levels, place, prepared, settings, tar_of
 
@@ -412,6 +412,13 @@ def test_missing_data_says_what_to_place_where(tmp_path: Path, name: str) -> Non
 
 
 # --- split, writing, reading ------------------------------------------------------------------------------
+
+
+def test_images_of_a_mapped_file_are_those_at_the_indices(tmp_path: Path) -> None:
+    data = prepared(digits(), tmp_path)
+    for images in (data.train, data.heldout, np.array(data.heldout)):
+        indices = np.array([len(images) - 1, 0, 7, 7, 250])
+        np.testing.assert_array_equal(read(images, indices), np.array(images)[indices])
 
 
 def test_the_split_is_disjoint_and_a_smaller_training_set_is_nested(tmp_path: Path) -> None:
