@@ -52,18 +52,17 @@ def demand(profile: str) -> Demand:
 
 @contextmanager
 def array_on_disk(shape: tuple[int, int, int]) -> Iterator[Path]:
-    """A prepared array of random pixels, of `FILE_BYTES`."""
+    """A prepared array of random pixels, of `FILE_BYTES`, that nothing maps: what is mapped stays in memory."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / IMAGES_FILE
-        images = np.lib.format.open_memmap(path, "w+", np.uint8, (FILE_BYTES // int(np.prod(shape)), *shape))
-        random = np.random.default_rng(0)
-        for start in range(0, len(images), 1024):
-            part = images[start : start + 1024]
-            part[:] = np.frombuffer(random.bytes(part.nbytes), np.uint8).reshape(part.shape)
-        images.flush()
-        with path.open("rb") as file:
+        path, random = Path(folder) / IMAGES_FILE, np.random.default_rng(0)
+        count, size = FILE_BYTES // int(np.prod(shape)), int(np.prod(shape))
+        with path.open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(count):
+                file.write(random.bytes(size))
+            file.flush()
             os.fsync(file.fileno())
-        del images  # what is mapped stays in memory
         yield path
 
 

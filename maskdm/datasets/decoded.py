@@ -174,7 +174,10 @@ def _reserve(path: Path, size: int) -> None:
         if size <= os.fstat(file.fileno()).st_size:
             return
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                file.truncate(size)
         except OSError as error:
             raise MaskDMError(f"{path.parent}: {reason(error)}: the images take {si(size, 'B')}") from None
 
