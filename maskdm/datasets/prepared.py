@@ -89,10 +89,14 @@ def sample_order(seed: int, num_images: int, start: int, count: int) -> np.ndarr
     Returns:
         int64 [count], indices from 0 to `num_images - 1`.
     """
-    first, last = start // num_images, (start + count - 1) // num_images
-    epochs = [_epoch_order(seed, num_images, epoch) for epoch in range(first, last + 1)]
-    offset = start - first * num_images
-    return np.concatenate([np.empty(0, np.int64), *epochs])[offset : offset + count]
+    parts, end = [np.empty(0, np.int64)], start + count
+    while start < end:
+        epoch, place = divmod(start, num_images)
+        parts.append(
+            _epoch_order(seed, num_images, epoch)[place : place + end - start]
+        )  # not the whole epoch: millions
+        start += len(parts[-1])
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)  # a batch lies in one epoch or in two
