@@ -92,9 +92,7 @@ def sample_order(seed: int, num_images: int, start: int, count: int) -> np.ndarr
     parts, end = [np.empty(0, np.int64)], start + count
     while start < end:
         epoch, place = divmod(start, num_images)
-        parts.append(
-            _epoch_order(seed, num_images, epoch)[place : place + end - start]
-        )  # not the whole epoch: millions
+        parts.append(_epoch_order(seed, num_images, epoch)[place : place + end - start])  # of millions
         start += len(parts[-1])
     return np.concatenate(parts)
 
