@@ -17,7 +17,7 @@ test: $(READY)  ## Lint, types, tests
 	$(IN_VENV) mypy
 	$(IN_VENV) pytest --numprocesses logical --dist loadfile
 
-test-slow: $(READY)  ## What takes minutes each: real servers, killed on the way
+test-slow: $(READY)  ## What takes minutes each: `make test` leaves it out
 	$(IN_VENV) pytest -m slow
 
 scm:  ## Tell DVC of a project without git, downloaded as an archive, that it has none: it would stop

@@ -16,18 +16,24 @@ from maskdm.config.schema import Fraction, Name, Positive, Schema
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
 
 
+DataName = Literal[
+    "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2",
+    "lmdb", "webdataset", "parquet",
+]  # fmt: skip
+
+
 class Data(Schema):
     """Which images, and how they become one array."""
 
-    name: Literal[
-        "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2"
-    ]
+    name: DataName  # a published set, or the kind of your own
     root: str | None  # folder or archive that holds the raw images, with ~ and $VARIABLES; None: the set's own sources
     image_size: Positive  # pixels a side of the prepared square images
     channels: Literal[1, 3]  # 1: grey; 3: colour
     holdout: Positive | None  # images to hold out; None where the data set has a held-out split of its own
     train_images: Positive | None  # use only so many training images, chosen by a fixed shuffle; None: all
-    labels: Literal["folders"] | None = None  # optional, of `image_folder`: its folders are classes; None: no classes
+    # Optional: where classes come from. `image_folder`: `folders`; `parquet`: a column; `webdataset`: the suffix of a
+    # file beside the image, such as `cls`. None: no classes, or the set's own.
+    labels: str | None = None
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # optional: those alone, by name; None: all
 
     @model_validator(mode="after")
@@ -38,8 +44,11 @@ class Data(Schema):
 
     @model_validator(mode="after")
     def _labels_are_read(self) -> Self:
-        if self.labels is not None and self.name != "image_folder":
-            raise ValueError(f"labels={self.labels} with name={self.name}; allowed: null (image_folder reads it)")
+        allowed = {"image_folder": "folders or null", "parquet": "a column or null", "webdataset": "a suffix or null"}
+        fits = bool(self.labels) if self.name in ("parquet", "webdataset") else self.labels == "folders"
+        if self.labels is not None and not (fits and self.name in allowed):
+            what = allowed.get(self.name, "null (image_folder, parquet and webdataset read it)")
+            raise ValueError(f"labels={self.labels} with name={self.name}; allowed: {what}")
         return self
 
     @model_validator(mode="after")

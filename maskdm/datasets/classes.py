@@ -24,12 +24,13 @@ def of_classes(raw_images: RawImages, names: Sequence[str]) -> RawImages:
         if name not in raw_images.class_names:
             raise MaskDMError(f"data.classes: no class {name!r}; allowed: {', '.join(raw_images.class_names)}")
     chosen = np.isin(raw_images.labels, [raw_images.class_names.index(name) for name in names])
-    (places,) = np.nonzero(chosen)
-    read, own_names = raw_images.read, raw_images.names
+    places = np.flatnonzero(chosen).tolist()
+    read, call, own_names = raw_images.read, raw_images.call, raw_images.names
     return replace(
         raw_images,
         count=len(places),
         read=lambda index: read(places[index]),
+        call=None if call is None else lambda index: call(places[index]),
         labels=raw_images.labels[places],
         heldout=None if raw_images.heldout is None else raw_images.heldout[places],
         names=None if own_names is None else [own_names[place] for place in places],

@@ -158,6 +158,7 @@ def _download_package(home: Path, scratch: Path) -> Path:
     if shutil.which("apt-get") is None:
         raise MaskDMError("apt-get: there is none on this machine")
     folder = scratch / PACKAGE
+    shutil.rmtree(folder, ignore_errors=True)  # left by a kill
     (folder / "lists").mkdir(parents=True)
     (folder / "cache").mkdir()
     print(f"fashion_mnist: fetching the Debian package {PACKAGE} (31 MB)", file=sys.stderr)

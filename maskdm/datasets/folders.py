@@ -1,19 +1,17 @@
 """Image folders, or archives of images, that the user has placed: any folder, and the published sets of the paper."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from maskdm.config.params import Data
-from maskdm.datasets.images import is_image, square_pixels
+from maskdm.datasets.encoded import classes, decode, encoded_images, modified
+from maskdm.datasets.images import is_image
 from maskdm.datasets.layout import Layout
 from maskdm.datasets.left_out import NOT_IMAGES, UNREADABLE, in_words
 from maskdm.datasets.raw import RawImages, UnreadableImageError, raw_place
@@ -52,8 +50,7 @@ FOLDER_SETS = {
         main_folder="images1024x1024",
     ),
     "lsun_church": FolderSet(
-        "church_outdoor of https://www.yf.io/p/lsun as image files, exported from its LMDB by "
-        "`python data.py export church_outdoor_train_lmdb --out_dir images` of https://github.com/fyu/lsun"
+        "the folder church_outdoor_train_lmdb of https://www.yf.io/p/lsun, unpacked, or its images as files"
     ),
     "vggface2": FolderSet(
         "vggface2_train.tar.gz, or its folder with one folder an identity, from https://github.com/ox-vgg/vgg_face2",
@@ -81,16 +78,17 @@ def load(data: Data, raw: Path, scratch: Path) -> RawImages:
     tree, layout, names = list_images(data.name, place, scratch)
     labels, class_names = _labels(names, data, layout)
     heldout = np.array([layout.is_heldout(name) for name in names]) if layout.heldout else None
-    return RawImages(
+    return encoded_images(
+        data,
+        file=lambda index: tree.file(names[index]),
         source=f"{'folder' if tree.path.is_dir() else 'archive'} {tree.path}",
         files=_checksums(tree, names),
-        count=len(names),
-        read=partial(_read, tree.read, names, data),  # and not the whole tree: it may list millions of files
         labels=labels,
         class_names=class_names,
         heldout=_celeba_heldout(tree, place, names) if data.name == "celeba" else heldout,
         names=names,
         left_out=tree.left_out,
+        version=modified(tree.files[name].modified for name in names),
     )
 
 
@@ -136,7 +134,7 @@ def read_folder(place: Path, image_size: int, channels: int, count: int | None =
         images = []
         for name in tqdm(names, disable=not names, desc=place.name, unit="image", mininterval=bar_interval()):
             try:
-                images.append(_pixels(tree.read, name, image_size, channels))
+                images.append(decode(tree.file(name), name, image_size, channels))
             except UnreadableImageError as error:
                 tree.left_out.add(UNREADABLE, name, error.reason)
         if not images:
@@ -169,7 +167,9 @@ def _images_of(tree: Tree, kind: FolderSet) -> list[str]:
     """List the images of the data set."""
     images = [name for name in tree.files if is_image(name)]
     if not images and any(name.endswith(".mdb") for name in tree.files):  # LSUN as it is downloaded
-        raise MaskDMError(f"{tree.path}: an LMDB database is not read; place there: {kind.place}")
+        raise MaskDMError(
+            f"{tree.path}: an LMDB; allowed: its folder, unpacked, with data.name: lmdb (of LSUN: lsun_church)"
+        )
     for name in tree.files.keys() - set(images):
         tree.left_out.add(NOT_IMAGES, name)
     inside = [name for name in images if kind.main_folder in PurePosixPath(name).parts[:-1]]
@@ -183,29 +183,13 @@ def _only(tree: Tree, images: list[str], inside: list[str], folder: str | None) 
     return inside
 
 
-def _read(read_file: Callable[[str], bytes], names: list[str], data: Data, index: int) -> np.ndarray:
-    return _pixels(read_file, names[index], data.image_size, data.channels)
-
-
-def _pixels(read_file: Callable[[str], bytes], name: str, image_size: int, channels: int) -> np.ndarray:
-    try:
-        return square_pixels(read_file(name), image_size, channels)
-    except UnidentifiedImageError:  # its text holds a memory address
-        raise UnreadableImageError(name, "not an image") from None
-    except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped
-        raise UnreadableImageError(name, reason(error)) from None
-
-
 def _labels(names: list[str], data: Data, layout: Layout) -> tuple[np.ndarray | None, list[str] | None]:
     """The class of each image as a number, int64 [n], and the sorted names of the classes; None: there are none."""
     if FOLDER_SETS[data.name].identities:
-        classes = [_identity(name) for name in names]
-    elif data.labels is not None:
-        classes = [layout.class_of(name) for name in names]
-    else:
-        return None, None
-    class_names, labels = np.unique(classes, return_inverse=True)
-    return labels.astype(np.int64), class_names.tolist()
+        return classes([_identity(name) for name in names])
+    if data.labels is not None:
+        return classes([layout.class_of(name) for name in names])
+    return None, None
 
 
 def _identity(name: str) -> str:

@@ -41,6 +41,11 @@ class LeftOut:
         if why and len(names) <= FIRST:
             tqdm.write(f"left out: {printable(name)}: {why}", file=sys.stderr)
 
+    def extend(self, names: dict[str, list[str]]) -> None:
+        """Note what another one had as its `names`."""
+        for reason, found in names.items():
+            self._names.setdefault(reason, []).extend(found)
+
     def names(self) -> dict[str, list[str]]:
         """All names by reason, sorted."""
         return {reason: sorted(names) for reason, names in sorted(self._names.items())}

@@ -1,6 +1,7 @@
 """The prepared array on disk as training reads it, and the order in which its images are drawn."""
 
 import json
+import mmap
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,24 @@ class PreparedData:
         return None if self.labels is None else self.labels[self.info["train"] :]
 
 
+def read(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """A copy of the images at `indices`.
+
+    Of a file that is mapped they are all asked for before the first one is waited for. So the disk reads them side by
+    side, and nothing beside them: a data set larger than memory comes many times as fast.
+    """
+    file = images.base
+    while isinstance(file, np.ndarray):
+        file = file.base
+    if isinstance(file, mmap.mmap) and hasattr(file, "madvise"):
+        start = images.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+        for index in indices.tolist():
+            first = start + index * images.strides[0]
+            page = first - first % mmap.PAGESIZE
+            file.madvise(mmap.MADV_WILLNEED, page, first + images.strides[0] - page)
+    return images[indices]
+
+
 def sample_order(seed: int, num_images: int, start: int, count: int) -> np.ndarray:
     """Which images stand at the positions `start` to `start + count - 1` of an endless sequence of epochs.
 
@@ -70,10 +89,12 @@ def sample_order(seed: int, num_images: int, start: int, count: int) -> np.ndarr
     Returns:
         int64 [count], indices from 0 to `num_images - 1`.
     """
-    first, last = start // num_images, (start + count - 1) // num_images
-    epochs = [_epoch_order(seed, num_images, epoch) for epoch in range(first, last + 1)]
-    offset = start - first * num_images
-    return np.concatenate([np.empty(0, np.int64), *epochs])[offset : offset + count]
+    parts, end = [np.empty(0, np.int64)], start + count
+    while start < end:
+        epoch, place = divmod(start, num_images)
+        parts.append(_epoch_order(seed, num_images, epoch)[place : place + end - start])  # of millions
+        start += len(parts[-1])
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)  # a batch lies in one epoch or in two

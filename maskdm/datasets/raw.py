@@ -1,6 +1,6 @@
 """What every loader hands over: images that are read one at a time, so that a large set never sits in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +28,12 @@ class RawImages:
     files: dict[str, str]  # file -> SHA-256
     count: int
     read: Callable[[int], np.ndarray]  # index -> uint8 [C, H, W]; raises UnreadableImageError
+    call: Callable[[int], Callable[[], np.ndarray]] | None = None  # `read`, as other processes can call it
     labels: np.ndarray | None = None  # int64 [count]
     class_names: list[str] | None = None
     heldout: np.ndarray | None = None  # bool [count], the set's own split; None: it has none
-    names: list[str] | None = None  # of the images' files; None: they do not come one a file
+    names: Sequence[str] | None = None  # of the images' files; None: they do not come one a file
+    version: str = ""  # differs where files have changed and `files` is the same
     left_out: LeftOut = field(default_factory=LeftOut)  # what is no image to read; the split adds to it
 
     def name(self, index: int) -> str:

@@ -1,27 +1,40 @@
 """The split into training and held-out images: who is on which side, and in which order."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from maskdm.config.params import Data
-from maskdm.datasets.duplicates import pixel_digest
-from maskdm.datasets.left_out import COPIES, UNREADABLE
-from maskdm.datasets.raw import RawImages, UnreadableImageError
+from maskdm.datasets.left_out import COPIES
+from maskdm.datasets.raw import RawImages
 from maskdm.runtime.errors import MaskDMError
 
 SPLIT_SEED = 0  # of the one shuffle that decides which images are held out and which a smaller training set keeps
 
 
-class Image(NamedTuple):
-    """An image that could be read."""
+class Images(Protocol):
+    """Images that are decoded when they are asked for."""
 
-    raw_index: int
-    pixels: np.ndarray  # uint8 [C, H, W]
-    digest: bytes  # of the pixels: images with the same one are copies
+    def decode(self, indices: Sequence[int]) -> Sequence[int]:
+        """Decode images of the data set; their places from now on, one behind the other."""
+
+    def digest(self, place: int) -> bytes | None:
+        """Of the pixels of the image at a place: copies have the same. None: the image cannot be read."""
+
+
+@dataclass
+class Side:
+    """The training or the held-out images, in order."""
+
+    indices: list[int] = field(default_factory=list)  # in the data set
+    places: list[int] = field(default_factory=list)  # of the decoded images
+
+    def add(self, index: int, place: int) -> None:
+        """Put one more image at the end."""
+        self.indices.append(index)
+        self.places.append(place)
 
 
 def split_sizes(raw_images: RawImages, data: Data) -> tuple[int, int]:
@@ -57,44 +70,45 @@ def _holdout(raw_images: RawImages, data: Data) -> int:
     return data.holdout
 
 
-def split(raw_images: RawImages, data: Data) -> tuple[Iterator[Image], Iterator[Image]]:
+def split(raw_images: RawImages, data: Data, images: Images) -> tuple[Side, Side]:
     """Return the training and the held-out images, each in the order of one fixed shuffle, unreadable ones left out.
 
     A smaller training set is the beginning of a larger one, and any prefix is a fair sample of a sorted folder.
 
     A split that is drawn here has no image on both sides: of images with the same pixels as a held-out one the first
     is held out, and the others are left out. One that was published stays as it is, so that results can be compared.
+
+    No image is decoded that is not needed. If all can be read and none is a copy, the places of the training images
+    and then of the held-out ones follow each other.
     """
-    order = np.random.default_rng(SPLIT_SEED).permutation(raw_images.count).tolist()
+    train_size, heldout_size = split_sizes(raw_images, data)
+    order, published = np.random.default_rng(SPLIT_SEED).permutation(raw_images.count), np.empty(0, np.int64)
     if raw_images.heldout is not None:
-        train = _readable(raw_images, (index for index in order if not raw_images.heldout[index]))
-        heldout = [index for index in order if raw_images.heldout[index]]
-    else:
-        # Held-out images are drawn first, so that they are the same for every `train_images`. They are decoded here
-        # to know which are readable, and again when they are written: they are few and come last on disk.
-        digests: set[bytes] = set()
-        train = _without_copies(raw_images, _readable(raw_images, order), digests)
-        heldout = []
-        for image in tqdm(islice(train, data.holdout), total=data.holdout, desc="check held-out images", unit="image"):
-            digests.add(image.digest)
-            heldout.append(image.raw_index)
-    return islice(train, data.train_images), _readable(raw_images, heldout)
+        own = raw_images.heldout[order]
+        order, published, heldout_size = order[~own], order[own], 0
+    wanted = train_size + heldout_size
+    train, heldout = Side(), Side()
+    digests: set[bytes] = set()  # of held-out images that were drawn: first, to be the same for every `train_images`
 
+    def take(indices: np.ndarray, places: Iterable[int]) -> None:
+        for index, place in zip(indices.tolist(), places, strict=True):
+            digest = images.digest(place)
+            if digest in digests:
+                raw_images.left_out.add(COPIES, raw_images.name(index))
+            elif digest is not None and len(heldout.indices) < heldout_size:
+                digests.add(digest)
+                heldout.add(index, place)
+            elif digest is not None:
+                train.add(index, place)
 
-def _readable(raw_images: RawImages, indices: Iterable[int]) -> Iterator[Image]:
-    for index in indices:
-        try:
-            pixels = raw_images.read(index)
-        except UnreadableImageError as error:
-            raw_images.left_out.add(UNREADABLE, error.name, error.reason)
-        else:
-            yield Image(index, pixels, pixel_digest(pixels))
-
-
-def _without_copies(raw_images: RawImages, images: Iterator[Image], heldout: set[bytes]) -> Iterator[Image]:
-    """Leave out what is among the held-out images' digests when its turn comes."""
-    for image in images:
-        if image.digest in heldout:
-            raw_images.left_out.add(COPIES, raw_images.name(image.raw_index))
-        else:
-            yield image
+    first = images.decode(np.concatenate([order[heldout_size:wanted], order[:heldout_size], published]).tolist())
+    take(order[:wanted], np.roll(first[:wanted], heldout_size).tolist())
+    start = wanted
+    while missing := min(wanted - len(train.indices) - len(heldout.indices), len(order) - start):
+        more = order[start : start + missing]
+        take(more, images.decode(more.tolist()))
+        start += missing
+    for index, place in zip(published.tolist(), first[wanted:], strict=True):
+        if images.digest(place) is not None:
+            heldout.add(index, place)
+    return train, heldout

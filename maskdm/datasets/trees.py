@@ -1,6 +1,8 @@
 """The files of a data set that the user has placed: a folder, or a zip or tar archive, read the same way."""
 
 import errno
+import io
+import json
 import os
 import posixpath
 import shutil
@@ -8,8 +10,9 @@ import stat
 import tarfile
 import zipfile
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,8 +21,12 @@ from tqdm import tqdm
 from maskdm.datasets.left_out import HIDDEN, NOT_IMAGES, SECOND_NAMES, UNREADABLE, LeftOut
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
+from maskdm.runtime.progress import bar_interval
+from maskdm.runtime.units import si
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+LONGEST_LINK = 4096  # bytes of a path on Linux
+LARGEST = 1 << 30  # bytes of an image's file; the pixels that Pillow allows (`MAX_IMAGE_PIXELS`) take less as they are
 
 
 class Entry(NamedTuple):
@@ -28,6 +35,7 @@ class Entry(NamedTuple):
     size: int  # bytes
     identity: Hashable  # the same for all names of one file
     is_link: bool  # whether the name, or a folder in it, is a symbolic link
+    modified: int = 0  # nanoseconds; 0 in an archive
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,16 @@ class Tree:
 
     path: Path
     files: dict[str, Entry]
-    read: Callable[[str], bytes]
+    file: Callable[[str], Callable[[], bytes]]  # name -> what reads the file, in another process, too
     left_out: LeftOut
+
+    def read(self, name: str) -> bytes:
+        """Read a file.
+
+        Raises:
+            Exception: nearly any, if it or the archive is damaged.
+        """
+        return self.file(name)()
 
     def once(self, names: list[str], first: Callable[[str], bool]) -> list[str]:
         """Sort names and keep one a file: those that are to be `first`, then its own before those of links."""
@@ -62,7 +78,7 @@ def open_tree(place: Path, wanted: Callable[[str], bool], scratch: Path) -> Tree
     """
     if not place.is_dir():
         return _archive(place, scratch, LeftOut()) if place.exists() else None
-    tree = _folder(place)
+    tree = open_folder(place)
     if any(map(wanted, tree.files)):
         return tree
     archives = sorted(name for name in tree.files if "/" not in name and _is_archive(place / name))
@@ -99,9 +115,14 @@ def _archive(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
 # --- folders ------------------------------------------------------------------------------------------------
 
 
-def _folder(path: Path) -> Tree:
+def open_folder(path: Path) -> Tree:
+    """List the files of a folder, as they are.
+
+    Raises:
+        OSError: the folder may not be read. One inside of it is left out.
+    """
     left_out = LeftOut()
-    return Tree(path, _walk(path, left_out), lambda name: _read_file(path / name), left_out)
+    return Tree(path, _walk(path, left_out), lambda name: partial(_read_file, path, name), left_out)
 
 
 def _walk(root: Path, left_out: LeftOut) -> dict[str, Entry]:
@@ -154,18 +175,31 @@ def _entry(entry: os.DirEntry[str], name: str, is_link: bool) -> Entry:
         status = entry.stat()
     except OSError:  # a link to nothing: like a damaged image, it is named when it is read
         return Entry(0, name, True)
-    return Entry(status.st_size, _identity(status), is_link or entry.is_symlink())
+    return Entry(status.st_size, _identity(status), is_link or entry.is_symlink(), status.st_mtime_ns)
 
 
 def _identity(status: os.stat_result) -> int:
     return status.st_dev << 64 | status.st_ino  # in one number, since there may be millions
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(folder: Path, name: str) -> bytes:
     """Read a regular file: a pipe would be waited for, for ever, and a device might do anything."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    path = folder / name
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
+    require_size(status.st_size)
     return path.read_bytes()
+
+
+def require_size(size: int) -> None:
+    """Refuse to read what is too large for an image: it may fill the memory.
+
+    Raises:
+        OSError: so it is.
+    """
+    if size > LARGEST:
+        raise OSError(errno.EFBIG, f"{si(size, 'B')} are too many for an image; allowed: {si(LARGEST, 'B')}")
 
 
 # --- archives -----------------------------------------------------------------------------------------------
@@ -182,32 +216,65 @@ def _zip(path: Path, left_out: LeftOut) -> Tree:
             left_out.add(SECOND_NAMES, name)
         members[name] = info
     contents = {name: _linked(archive, members, name) for name in members}
-    files = {}
+    files, readable = {}, {}
     for name, content in contents.items():
         if _is_hidden(name):
             left_out.add(HIDDEN, name)
         elif content is None:
             left_out.add(UNREADABLE, name, "a link to no file of the archive")
         else:
+            readable[name] = content
             files[name] = Entry(content.file_size, content.header_offset, content is not members[name])
-    return Tree(path, files, lambda name: archive.read(contents[name] or name), left_out)
+    archive.close()
+    _unlisted.cache_clear()  # of an archive that was here before
+    return Tree(path, files, lambda name: partial(_read_member, path, readable[name]), left_out)
+
+
+def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
+    require_size(info.file_size)
+    return _unlisted(path).read(info)
+
+
+@lru_cache(maxsize=1)
+def _unlisted(path: Path) -> zipfile.ZipFile:
+    """An archive to read known members of: each process that decodes would list a million names again."""
+    archive = zipfile.ZipFile(io.BytesIO(b"PK\5\6" + bytes(18)))  # an empty one
+    archive.fp = path.open("rb")
+    return archive
 
 
 def _linked(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: str) -> zipfile.ZipInfo | None:
     """The member itself, or the one that it links to, in one step; None: there is no such one."""
     if not stat.S_ISLNK(members[name].external_attr >> 16):
         return members[name]
+    if members[name].file_size > LONGEST_LINK:
+        return None
     target = _inside(name, os.fsdecode(archive.read(members[name])))
     return members.get(target) if target else None
 
 
 def _tar(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
-    """Unpack an archive, links last: then none can lead a file to a place outside of `scratch`."""
-    root = Path(os.path.realpath(scratch)) / "unpacked"
+    """Unpack an archive, unless a run that was killed later has."""
+    root, note = Path(os.path.realpath(scratch)) / "unpacked", scratch / "unpacked.json"
+    status = path.stat()
+    archive = [os.path.realpath(path), status.st_size, status.st_mtime_ns]
+    unpacked = json.loads(note.read_bytes()) if note.is_file() else {}
+    if unpacked.get("archive") != archive:
+        note.unlink(missing_ok=True)
+        shutil.rmtree(root, ignore_errors=True)
+        unpacked = {"archive": archive, "left_out": _unpack_all(path, root).names()}
+        note.write_text(json.dumps(unpacked), encoding="utf-8")
+    left_out.extend(unpacked["left_out"])
+    return Tree(path, _walk(root, left_out), lambda name: partial(_read_file, root, name), left_out)
+
+
+def _unpack_all(path: Path, root: Path) -> LeftOut:
+    """Unpack an archive, links last: then none can lead a file to a place outside of `root`."""
+    left_out, links = LeftOut(), []
     root.mkdir()
-    links = []
     with tarfile.open(path) as archive:
-        for member in tqdm(archive, desc=f"unpack {path.name}", unit="file"):
+        members = tar_members(archive)
+        for member in tqdm(members, desc=f"unpack {path.name}", unit="file", mininterval=bar_interval()):
             member.name = posixpath.normpath(member.name)
             if member.issym() or member.islnk():
                 links.append(member)
@@ -215,10 +282,17 @@ def _tar(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
                 _unpack(archive, member, root, left_out)
             elif not member.isdir():
                 left_out.add(UNREADABLE, member.name, "not a regular file")
-        _check_end(archive)
+        check_end(archive)
     for member in links:
         _link(member, root, left_out)
-    return Tree(path, _walk(root, left_out), lambda name: _read_file(root / name), left_out)
+    return left_out
+
+
+def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members of an archive, none of which is kept."""
+    while member := archive.next():
+        archive.members.clear()  # type: ignore[attr-defined]
+        yield member
 
 
 def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, left_out: LeftOut) -> None:
@@ -261,7 +335,7 @@ def _inside(link: str, target: str) -> str | None:
     return None if name.startswith("/") or name.split("/")[0] == ".." else name
 
 
-def _check_end(archive: tarfile.TarFile) -> None:
+def check_end(archive: tarfile.TarFile) -> None:
     """Refuse a damaged header: tarfile takes it for the end, and leaves out what follows without a word."""
     file = archive.fileobj
     assert file is not None  # the archive is open

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from maskdm.config.comparison import Phase
 from maskdm.config.masks import BlockMask, CropMask, Mask, PatchMask, StratifiedMask
@@ -22,6 +21,7 @@ from maskdm.networks.network import Network
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.locks import locked
 from maskdm.runtime.paths import PREPARED, REFERENCE, ROOT, places_of
 from maskdm.runtime.processes import Processes
 from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, hardware
@@ -152,15 +152,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         MaskDMError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent.with_suffix(".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise MaskDMError(f"{folder}: another process is at this stage; wait for it, or stop it first") from None
-    try:
+    with locked(folder.parent.with_suffix(".lock"), folder):
         yield
-    finally:
-        lock.release()
 
 
 def identity(project: Project, *parts: Any) -> str:

@@ -23,7 +23,8 @@ from maskdm.config.params import Search as SearchSettings
 from maskdm.config.reading import load_block, load_params
 from maskdm.engine.project import Project, identity
 from maskdm.engine.trial import recorded, run_trial
-from maskdm.engine.workers import end_with_parent, visible_gpus
+from maskdm.engine.workers import visible_gpus
+from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
 from maskdm.runtime.paths import ROOT, SEARCH_REPORTS, STUDY, STUDY_REPORTS

@@ -25,7 +25,7 @@ from maskdm.engine.train import (
     train_phases,
 )
 from maskdm.engine.trial import finish, open_record
-from maskdm.engine.workers import end_with_parent
+from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_atomically
 from maskdm.runtime.paths import ROOT, samples_file, stage_folder, work_folder

@@ -2,19 +2,17 @@
 
 import argparse
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, get_context, parent_process
+from multiprocessing import connection, forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.progress import STATUS, WorkBar, read_status
 from maskdm.runtime.threads import count_cores
@@ -140,20 +138,6 @@ class _Running:
 def _groups(gpus: list[str], count: int) -> list[str]:
     """The GPUs of each worker, `count` of them, as CUDA_VISIBLE_DEVICES names them."""
     return [",".join(gpus[start : start + count]) for start in range(0, len(gpus) - count + 1, count)]
-
-
-def end_with_parent() -> None:
-    """Let this process die with the one that started it: its next run must find nobody at work."""
-    started_by, parent = parent_process(), os.getppid()
-
-    def wait() -> None:
-        if started_by is not None:
-            started_by.join()
-        while started_by is None and os.getppid() == parent:  # of another kind than `multiprocessing` starts
-            time.sleep(POLL_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: str | None, status: str, threads: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from maskdm.datasets.prepared import PreparedData, sample_order
+from maskdm.datasets.prepared import PreparedData, read, sample_order
 from maskdm.methods.method import Trainee
 from maskdm.networks.network import Network
 from maskdm.networks.patches import patchify
@@ -72,7 +72,7 @@ class BatchLoader:
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
         start = self.plan.images_seen(step - 1) + self.share.start
         indices = sample_order(self.seed, len(self.data.train), start, self.share.stop - self.share.start)
-        images = torch.from_numpy(self.data.train[indices])
+        images = torch.from_numpy(read(self.data.train, indices))
         if not self.with_labels or self.data.train_labels is None:
             return images, None
         return images, torch.from_numpy(self.data.train_labels[indices])

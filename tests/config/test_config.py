@@ -55,7 +55,7 @@ def test_the_committed_params_are_the_default_profile() -> None:
         ("data.image_size", 12, "image_size=12; allowed: a power of two"),
         ("data.channels", 2, "data.channels=2"),
         ("data.labels", "folders", "data: labels=folders with name=digits; allowed: null"),
-        ("data.labels", "files", "data.labels='files'"),
+        ("data.labels", "", "data: labels= with name=digits; allowed: null"),
         ("data.root", "", "data: root=''; allowed: null, or a folder or an archive"),
         ("data.root", " \t", "data: root=' \\t'; allowed: null, or a folder or an archive"),
         ("model.embed_dim", "wide", "model.embed_dim='wide'"),

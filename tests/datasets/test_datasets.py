@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 from maskdm.config.params import Data
 from maskdm.datasets import fashion_mnist
 from maskdm.datasets.prepare import prepare
-from maskdm.datasets.prepared import PreparedData, sample_order
+from maskdm.datasets.prepared import PreparedData, read, sample_order
 from maskdm.runtime.errors import MaskDMError
 from tests.raw_data import grey_levels, image_bytes, levels, place, prepared, settings, tar_of
 
@@ -412,13 +413,14 @@ def test_missing_data_says_what_to_place_where(tmp_path: Path, name: str) -> Non
     assert "\n" not in message
 
 
-def test_an_lmdb_says_how_to_export_it(tmp_path: Path) -> None:
-    place(tmp_path / "raw" / "lsun_church", {"church_outdoor_train_lmdb/data.mdb": b"lmdb"})
-    with pytest.raises(MaskDMError, match=r"LMDB.*data\.py export"):
-        prepared(settings("lsun_church", holdout=1), tmp_path)
-
-
 # --- split, writing, reading ------------------------------------------------------------------------------
+
+
+def test_images_of_a_mapped_file_are_those_at_the_indices(tmp_path: Path) -> None:
+    data = prepared(digits(), tmp_path)
+    for images in (data.train, data.heldout, np.array(data.heldout)):
+        indices = np.array([len(images) - 1, 0, 7, 7, 250])
+        np.testing.assert_array_equal(read(images, indices), np.array(images)[indices])
 
 
 def test_the_split_is_disjoint_and_a_smaller_training_set_is_nested(tmp_path: Path) -> None:
@@ -487,20 +489,22 @@ def test_preparing_twice_gives_the_same_bytes_and_the_hash_of_them(tmp_path: Pat
     assert first["images.npy"] == plain.getvalue()
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_an_interrupted_prepare_keeps_the_old_folder_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+def test_a_prepare_that_fails_keeps_the_old_folder_and_says_what_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(digits(), tmp_path)
     before = contents(tmp_path / "prepared")
 
     def fail(*_: Any, **__: Any) -> None:
-        raise failure
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", fail)
-        with pytest.raises((KeyboardInterrupt, MaskDMError), match=r"^$|prepared: No space left on device"):
+        with pytest.raises(MaskDMError, match=r"prepared: No space left .*; what is decoded stays in .*\.partial: "):
             prepared(digits(holdout=5), tmp_path)
+        patch.setattr(os, "posix_fallocate", fail)
+        with pytest.raises(MaskDMError, match=r"decoded: No space left on device: the images take 115.1 kB"):
+            prepared(digits(holdout=6), tmp_path)
     assert contents(tmp_path / "prepared") == before
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 

@@ -43,7 +43,7 @@ def test_the_stage_writes_the_prepared_folder_and_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path, {"name": "digits", "holdout": 97, "train_images": 500})
-    main()
+    main([])
     data = PreparedData.open(tmp_path / "data" / "prepared")
     assert data.train.shape == (500, 1, 8, 8)
     assert data.info == json.loads((tmp_path / "data" / "prepared" / "dataset.json").read_text())
@@ -59,7 +59,7 @@ def test_the_line_says_how_many_files_were_used_and_what_was_left_out(
     place(tmp_path / "images", grey_levels(6) | {"README": b"", "broken.png": b"", "two\nlines.png": b""})
     (tmp_path / "images" / os.fsdecode(b"\xff.txt")).touch()  # no text
     write_params(tmp_path, {"name": "image_folder", "root": "images", "channels": 3, "holdout": 2})
-    main()
+    main([])
     printed = capsys.readouterr()
     assert printed.out == (
         "image_folder: 4 training and 2 held-out images of 3x8x8; 6 of 10 files used; "
@@ -84,15 +84,15 @@ def test_a_copy_of_the_project_that_dvc_runs_in_reads_the_raw_files_of_the_proje
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "link"))  # as DVC sets it in `dvc exp run --temp`
     write_params(copy, {"name": "image_folder", "root": root, "channels": 3, "holdout": 2})
     with pytest.raises(SystemExit):
-        main()
+        main([])
     raw = tmp_path / "project" / "data" / "raw" / "image_folder"
     assert capsys.readouterr().err.startswith(f"error: {raw}: no such folder or archive; place there: ")
     place(raw, grey_levels(6))
-    main()
+    main([])
     assert len(PreparedData.open(copy / "data" / "prepared").train) == 4
     if root is not None:
         place(copy / "data" / "raw" / "image_folder", grey_levels(9))  # in git, or in DVC
-        main()
+        main([])
         assert len(PreparedData.open(copy / "data" / "prepared").train) == 7
 
 
@@ -114,7 +114,7 @@ def test_missing_data_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path, {"name": "celebahq", "channels": 3, "holdout": 100})
     with pytest.raises(SystemExit) as stopped:
-        main()
+        main([])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: data/raw/celebahq: no such folder")
@@ -131,7 +131,7 @@ def test_ctrl_c_between_taking_the_old_data_away_and_putting_the_new_in_place_ke
     before, rename = (out / "dataset.json").read_bytes(), os.rename
 
     def stop(source: Path, target: Path) -> None:
-        if source.name.endswith(".partial"):
+        if source.name == "new":
             raise KeyboardInterrupt
         rename(source, target)
 
@@ -139,4 +139,4 @@ def test_ctrl_c_between_taking_the_old_data_away_and_putting_the_new_in_place_ke
     with pytest.raises(KeyboardInterrupt):
         prepare(settings("image_folder", root=str(raw), holdout=2), out, tmp_path / "raw")
     assert (out / "dataset.json").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["prepared", "raw"]
+    assert not list(tmp_path.glob(".prepared.old"))

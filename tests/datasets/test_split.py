@@ -1,40 +1,79 @@
 """The split: copies of an image are on one side, a published split is kept, and both are counted."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from maskdm.config.params import Data
+from maskdm.datasets.decoded import DecodedImages
 from maskdm.datasets.duplicates import count_duplicates, pixel_digest
 from maskdm.datasets.left_out import COPIES
-from maskdm.datasets.raw import RawImages
+from maskdm.datasets.raw import RawImages, UnreadableImageError
 from maskdm.datasets.split import split
 from maskdm.runtime.errors import MaskDMError
 from tests.raw_data import image_bytes, levels, place, prepared, settings
 
+DAMAGED = 9  # a picture that cannot be read
+
 
 def raw_of(pictures: list[int], heldout: list[bool] | None = None) -> RawImages:
     """Images of one pixel; equal numbers are copies."""
-    pixels = np.array(pictures, np.uint8).reshape(-1, 1, 1, 1)
-    return RawImages(
-        "drawn", {}, len(pixels), pixels.__getitem__, heldout=None if heldout is None else np.array(heldout)
-    )
+
+    def read(index: int) -> np.ndarray:
+        if pictures[index] == DAMAGED:
+            raise UnreadableImageError(f"image {index}", "damaged")
+        return np.full((1, 1, 1), pictures[index], np.uint8)
+
+    return RawImages("drawn", {}, len(pictures), read, heldout=None if heldout is None else np.array(heldout))
 
 
 def sides(raw: RawImages, data: Data) -> tuple[list[int], list[int]]:
-    train, heldout = split(raw, data)
-    trained = [int(image.pixels.item()) for image in train]
-    return trained, [int(image.pixels.item()) for image in heldout]
+    with TemporaryDirectory() as folder:
+        train, heldout = split(raw, data, DecodedImages(raw, Path(folder), [1, 1, 1], header=0))
+    trained = [int(raw.read(index).item()) for index in train.indices]
+    return trained, [int(raw.read(index).item()) for index in heldout.indices]
 
 
-pictures = st.lists(st.integers(0, 9), min_size=2, max_size=30)
+pictures = st.lists(st.integers(0, 8), min_size=2, max_size=30)
+
+
+def one_by_one(numbers: list[int], heldout: list[bool] | None, data: Data) -> tuple[list[int], list[int], list[int]]:
+    """Both sides and what is a copy, decided for one image after the other."""
+    train, held, copies = list[int](), list[int](), list[int]()
+    for index in np.random.default_rng(0).permutation(len(numbers)).tolist():
+        own = None if heldout is None else heldout[index]
+        if (len(train) == data.train_images and not own) or numbers[index] == DAMAGED:
+            continue
+        if own is None and numbers[index] in held[: data.holdout]:
+            copies.append(index)
+        elif own or (own is None and len(held) < (data.holdout or 0)):
+            held.append(numbers[index])
+        else:
+            train.append(numbers[index])
+    return train, held, copies
+
+
+@given(st.data())
+def test_the_split_is_that_of_one_image_after_the_other(draw: st.DataObject) -> None:
+    numbers = draw.draw(st.lists(st.integers(0, 9), min_size=3, max_size=30))
+    heldout = draw.draw(st.none() | st.lists(st.booleans(), min_size=len(numbers), max_size=len(numbers)))
+    holdout = None if heldout else draw.draw(st.integers(1, len(numbers) - 1))
+    available = len(numbers) - (sum(heldout) if heldout else holdout or 0)
+    wanted = draw.draw(st.none() | st.integers(1, available)) if available else None
+    data = settings("image_folder", holdout=holdout, train_images=wanted)
+    raw = raw_of(numbers, heldout or None)
+    train, held, copies = one_by_one(numbers, heldout or None, data)
+    assert sides(raw, data) == (train, held)
+    assert raw.left_out.count(COPIES) == len(copies)
 
 
 @given(pictures, st.integers(1, 29), st.none() | st.integers(1, 30))
 def test_no_image_is_on_both_sides_of_a_drawn_split(numbers: list[int], holdout: int, wanted: int | None) -> None:
+    assume(holdout + (wanted or 1) <= len(numbers))
     raw = raw_of(numbers)
     train, heldout = sides(raw, settings("image_folder", holdout=holdout, train_images=wanted))
     assert not set(train) & set(heldout)
@@ -46,7 +85,7 @@ def test_no_image_is_on_both_sides_of_a_drawn_split(numbers: list[int], holdout:
         assert sorted(train) == sorted(kept)  # copies within the training set are the user's
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=30))
 def test_a_published_split_is_kept_and_its_duplicates_are_counted(images: list[tuple[int, bool]]) -> None:
     numbers, heldout = [number for number, _ in images], [side for _, side in images]
     raw = raw_of(numbers, heldout)
@@ -58,7 +97,7 @@ def test_a_published_split_is_kept_and_its_duplicates_are_counted(images: list[t
 
 @given(pictures, pictures)
 def test_duplicates_are_counted(train: list[int], heldout: list[int]) -> None:
-    digests = (b"".join(pixel_digest(np.array([n], np.uint8)) for n in side) for side in (train, heldout))
+    digests = (b"".join(pixel_digest(bytes([n])) for n in side) for side in (train, heldout))
     assert count_duplicates(*digests) == {
         "within_train": len(train) - len(set(train)),
         "within_heldout": len(heldout) - len(set(heldout)),

@@ -430,7 +430,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_stage_writes_a_reference_that_an_evaluation_can_load_and_the_floor(project: Path) -> None:
-    stage.main()
+    stage.main([])
     extractor = load_extractor(evaluation(), torch.device("cpu"))
     reference = load_reference(project / "data" / "reference", ReferenceKey.of(extractor, "d" * 64, evaluation()))
     record = json.loads((project / "records" / "reference.json").read_text())
@@ -452,6 +452,6 @@ def test_the_stage_writes_a_reference_that_an_evaluation_can_load_and_the_floor(
 def test_the_stage_says_in_one_line_what_is_wrong(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "data" / "prepared" / "images.npy").unlink()
     with pytest.raises(SystemExit, match="2"):
-        stage.main()
+        stage.main([])
     assert capsys.readouterr().err.count("\n") == 1
     assert not (project / "records").exists()

@@ -1,0 +1,23 @@
+"""Processes that work for another one: they end with it, so that its next run finds nobody at work."""
+
+import os
+import signal
+import threading
+import time
+from multiprocessing import parent_process
+
+POLL_SECONDS = 0.5
+
+
+def end_with_parent() -> None:
+    """Let this process die with the one that started it."""
+    started_by, parent = parent_process(), os.getppid()
+
+    def wait() -> None:
+        if started_by is not None:
+            started_by.join()
+        while started_by is None and os.getppid() == parent:  # of another kind than `multiprocessing` starts
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
