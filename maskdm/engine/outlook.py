@@ -1,20 +1,26 @@
 """How much of the comparison is left to do: said at its start, and by the bar of every stage."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
+from maskdm.config.study import DEFAULT
 from maskdm.engine.dry_run import duration, measure_rate
 from maskdm.engine.judge import judging_flops
+from maskdm.engine.project import Project
 from maskdm.engine.sharing import count_processes, take_threads
-from maskdm.runtime.paths import stage_folder
+from maskdm.engine.train import load_training
+from maskdm.engine.trial import trial_identity
+from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.paths import ROOT, stage_folder
+from maskdm.runtime.processes import ALONE
 from maskdm.runtime.progress import WorkBar
 from maskdm.runtime.units import si
+from maskdm.tracking.records import read_record
 from maskdm.training.plan import arm_plans
-
-LAST_FILES = {"pretrain": "training.json", "finetune": "training.json", "evaluate": "identity"}
 
 
 def outlook(params: Params, recipe: Recipe, device: torch.device) -> str:
@@ -62,10 +68,26 @@ def stage_sizes(params: Params, recipe: Recipe) -> dict[tuple[str, str], float]:
 
 
 def done_flops(params: Params, sizes: Mapping[tuple[str, str], float]) -> float:
-    """How many of them are behind the comparison: of stages that have left what they leave at their end."""
+    """How many of them are behind the comparison: of stages that have left what they leave at their end.
+
+    What other settings or other data have left counts as not done.
+    """
+    try:
+        project = replace(Project.open(ALONE), params=params)
+    except MaskDMError:  # no data yet, so nothing is done; whoever trains says what is wrong
+        return 0.0
     return sum(
         size
         for (stage, arm), size in sizes.items()
         for seed in params.seeds
-        if (stage_folder(stage, arm, seed) / LAST_FILES[stage]).is_file()
+        if _is_done(stage, project.trial(arm, seed))
     )
+
+
+def _is_done(stage: str, trial: Project) -> bool:
+    arm, seed = trial.params.arm, trial.params.seed
+    if stage == "evaluate":
+        found = read_record(ROOT, DEFAULT, f"{arm}/{seed}")
+        return found is not None and found[0].identity == trial_identity(trial, judged=True)
+    path = stage_folder(stage, arm, seed) / "training.json"
+    return path.is_file() and load_training(path.parent)[0].trial == trial_identity(trial, judged=False)

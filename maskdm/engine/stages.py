@@ -24,7 +24,7 @@ from maskdm.engine.train import (
     save_training,
     train_phases,
 )
-from maskdm.engine.trial import finish, open_record
+from maskdm.engine.trial import finish, open_record, trial_identity
 from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.files import write_atomically
@@ -147,7 +147,7 @@ def _train(project: Project, stage: str, plans: tuple[PhasePlan, ...], before: T
     def keep(trained: Trained) -> None:
         memory = max(peak_memory_bytes(project.device) if plans else 0, (earlier and earlier.memory) or 0)
         timing = Timing(earlier.started_at if earlier else started_at, memory, trained.seconds)
-        save_training(out, own_identity, trained, timing, plans, work)
+        save_training(out, own_identity, trial_identity(project, judged=False), trained, timing, plans, work)
 
     if not project.processes.is_main:
         train_phases(project, plans, before.network, work, log=lambda _: None, before=before)

@@ -48,6 +48,7 @@ class Training:
 
     identity: str  # of what was trained: who finds another one trains again
     history: list[dict[str, int | float]]
+    trial: str = ""  # the identity of the whole trial, by its settings and data; an older version did not say it
 
 
 def train_phases(
@@ -97,7 +98,13 @@ def train_phases(
 
 
 def save_training(
-    out: Path, identity: str, trained: Trained, timing: Timing, plans: tuple[PhasePlan, ...], work: Path
+    out: Path,
+    identity: str,
+    trial: str,
+    trained: Trained,
+    timing: Timing,
+    plans: tuple[PhasePlan, ...],
+    work: Path,
 ) -> None:
     """Keep weights, snapshots, the state that fine-tuning goes on from, and at last `training.json`, in `out`."""
     shutil.rmtree(out, ignore_errors=True)
@@ -107,7 +114,7 @@ def save_training(
     if (work / "snapshots").is_dir():
         shutil.copytree(work / "snapshots", out / "snapshots")
     _write_json(out / "timing.json", timing)
-    _write_json(out / "training.json", Training(identity, trained.history))
+    _write_json(out / "training.json", Training(identity, trained.history, trial))
 
 
 def is_saved(out: Path, identity: str) -> bool:
