@@ -31,16 +31,13 @@ class Compared:
     """One part: what was trained, and the means of its arms."""
 
     params: Params
-    recipe_is_own: bool  # whether the part names one
     arms: pd.DataFrame  # of `analysis.summary`
 
     @property
     def label(self) -> str:
-        """What tells it from the other parts: `U-ViT, 4 TFLOPs`."""
-        recipe = f", {self.params.recipe}" if self.recipe_is_own else ""
-        return (
-            f"{self.params.model.in_words().partition(',')[0]}{recipe}, {si(self.params.budget.train_flops, 'FLOPs')}"
-        )
+        """What tells it from the other parts: `U-ViT, tuned, 4 TFLOPs`."""
+        network, _, _ = self.params.model.in_words().partition(",")
+        return f"{network}, {self.params.recipe}, {si(self.params.budget.train_flops, 'FLOPs')}"
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -61,7 +58,7 @@ def networks_answer(parts: Sequence[Compared]) -> Answer:
     )
     section = [
         "Compute to scratch's final held-out loss, on the curve; where an arm does not reach it, its loss against "
-        "scratch's at equal compute.",
+        "scratch's at equal compute. Each column is a network, a recipe (`profiles/recipes/`) and a budget.",
         table({"arm": arms} | {part.label: [_cell(part.rows.get(arm)) for arm in arms] for part in parts}),
     ]
     return answer("Which methods are plug and play?", found, section)

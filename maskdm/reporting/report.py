@@ -266,7 +266,7 @@ def study_page(
         with figures.style():
             panels = {parts[found.name].question: found.against for found in done}
             figures.save(figures.stacked(panels), STUDY_REPORTS / f"{page_name}_against")
-    answers += methods_answers(parts, done) if page_name == "methods" else study_answers(done)
+    answers += methods_answers(done) if page_name == "methods" else study_answers(done)
     blocks = [
         head,
         "\n".join(f"- {answer.in_short}" for answer in answers),
@@ -287,13 +287,11 @@ def study_answers(done: Sequence[Analysed]) -> list[page.Answer]:
     return [study_sections.agreement_answer(params, trials), *write_others()]
 
 
-def methods_answers(parts: Mapping[str, Part], done: Sequence[Analysed]) -> list[page.Answer]:
+def methods_answers(done: Sequence[Analysed]) -> list[page.Answer]:
     """What the methods' page says beside its parts: the first part is that of all methods."""
     if not done:
         return []
-    compared = [
-        methods_sections.Compared(found.params, parts[found.name].recipe is not None, found.arms) for found in done
-    ]
+    compared = [methods_sections.Compared(found.params, found.arms) for found in done]
     return [methods_sections.networks_answer(compared), methods_sections.claims_answer(compared[0])]
 
 

@@ -18,8 +18,8 @@ MADE = """\
 """
 HEADS = {
     "study": f"# When and how much masked pre-training pays\n\n{MADE}",
-    "methods": f"# Methods that see fewer tokens, at equal compute\n\n{MADE} Network and recipe are what \
-scratch was tuned to. Then the learning rate was chosen by equally many trials for each arm, scratch among them.",
+    "methods": f"# Methods that see fewer tokens, at equal compute\n\n{MADE} The network is what scratch \
+was tuned to. For each objective the learning rate of every arm was chosen by equally many trials, scratch among them.",
 }
 AGAINST = """\
 All arms of all parts against their baselines, with the same seed and at equal compute: a dot a seed, the mean, its \

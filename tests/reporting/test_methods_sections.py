@@ -12,9 +12,9 @@ from maskdm.reporting.methods_sections import CLAIMS, Compared, claims_answer, n
 from tests.comparison import REDUCTION, analysed, make_records, settings
 
 
-def compared(own_recipe: bool = False, changes: Mapping[str, Any] = {}, **reduction: float) -> Compared:
+def compared(changes: Mapping[str, Any] = {}, **reduction: float) -> Compared:
     params = Params.model_validate(settings() | dict(changes))
-    return Compared(params, own_recipe, analysed(params, make_records(params, REDUCTION | reduction)).arms)
+    return Compared(params, analysed(params, make_records(params, REDUCTION | reduction)).arms)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def vit() -> Compared:
 @pytest.fixture(scope="module")
 def other() -> Compared:
     """Another network, under which blocks do worse than scratch."""
-    return compared(own_recipe=True, changes={"model": settings()["model"] | {"name": "dit"}}, block90=1.05)
+    return compared(changes={"model": settings()["model"] | {"name": "dit"}}, block90=1.05)
 
 
 def test_a_method_is_plug_and_play_if_it_is_better_under_every_network(vit: Compared, other: Compared) -> None:
@@ -33,7 +33,7 @@ def test_a_method_is_plug_and_play_if_it_is_better_under_every_network(vit: Comp
     found = "trained: `patch90`; clearly above it everywhere: `crop3`; neither: `block90`."
     assert answer.in_short.endswith(found)
     assert "| arm     |" in answer.section
-    assert "U-ViT, 36 TFLOPs |" in answer.section
+    assert "U-ViT, tuned, 36 TFLOPs |" in answer.section
     assert "DiT, tuned, 36 TFLOPs |" in answer.section
     row = re.search(r"\| block90 .*", answer.section)
     assert row
@@ -42,7 +42,7 @@ def test_a_method_is_plug_and_play_if_it_is_better_under_every_network(vit: Comp
 
 
 def test_an_arm_that_a_network_cannot_train_is_judged_by_the_others(vit: Compared, other: Compared) -> None:
-    without = Compared(other.params, True, other.arms[other.arms["arm"] != "patch90"])
+    without = Compared(other.params, other.arms[other.arms["arm"] != "patch90"])
     answer = networks_answer([vit, without])
     assert "wherever it was trained: `patch90`;" in answer.in_short
     row = re.search(r"\| patch90 .*", answer.section)
