@@ -49,7 +49,8 @@ PRINTERS = [
     ),
     *("init --help", "sync"),
 ]
-WORK = {"work", "mlflow.db", "mlartifacts", ".dvc"}  # from which a training goes on, and where it is tracked
+# From which a training or `prepare` goes on, and where a training is tracked.
+WORK = {"work", ".prepared.partial", "mlflow.db", "mlartifacts", ".dvc"}
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def contents(project: Path) -> dict[Path, bytes]:
     return {
         name: path.read_bytes()
         for name, path in found.items()
-        if name.suffix not in caches and name.parts[0] not in WORK
+        if name.suffix not in caches and not WORK.intersection(name.parts)
     }
 
 
@@ -174,7 +175,7 @@ def test_what_stops_a_command_that_writes_is_one_line_and_leaves_nothing_half_wr
     said = capsys.readouterr()
     assert status == FAULTS[fault], said
     *others, error = lines(said.err)
-    assert all(other.startswith("warning: tracking stops (") for other in others), "it stops no training"
+    assert all(other.startswith("warning: tracking failed (") for other in others), "it stops no training"
     assert error.startswith("interrupted: " if fault is interrupted else "error: ")
     assert contents(ready) == before
     assert line.startswith(("profile", "sync")) or not (ready / WRITERS[line]).exists()
