@@ -23,6 +23,7 @@ from docs.tools.reference import renewed
 from maskdm.config.params import Params
 from maskdm.config.reading import recipe_of, validated
 from maskdm.config.recipe import Recipe
+from maskdm.config.study import Study
 from maskdm.engine.model import as_model
 from maskdm.networks.uvit import UViT
 from maskdm.tracking import mlflow_store
@@ -171,7 +172,11 @@ def log_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @named([block for block in BLOCKS if block.language == "yaml" and block.page != METHOD_PAGE])
 def test_settings_of_a_page_can_be_read(block: Block) -> None:
-    params = validated(Params, PARAMS | YAML(typ="safe").load(block.code), str(block))
+    settings = YAML(typ="safe").load(block.code)
+    if "sets" in settings:  # of the study
+        validated(Study, {"parts": {}} | settings, str(block))
+        return
+    params = validated(Params, PARAMS | settings, str(block))
     recipe_of(params, PROJECT)
 
 
