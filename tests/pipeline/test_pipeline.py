@@ -97,6 +97,7 @@ def project(first_run: FirstRun) -> Path:
     return first_run.folder
 
 
+@pytest.mark.slow
 def test_a_repro_that_is_killed_again_and_again_ends_as_one_that_is_not(first_run: FirstRun, tmp_path: Path) -> None:
     """At three points; `python -m tests.kills` takes more."""
     make_project(tmp_path)
@@ -330,6 +331,7 @@ def test_plots_show_the_curves_of_all_arms_in_one(repository: Path) -> None:
     assert page.count("<img") == 2
 
 
+@pytest.mark.slow
 def test_an_experiment_changes_one_setting_and_is_compared(repository: Path) -> None:
     ran = stages_run(command(repository, "dvc", "exp", "run", "-S", "arms.staged.0.share=0.3"))
     assert "finetune@staged" in ran
