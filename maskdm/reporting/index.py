@@ -26,7 +26,7 @@ from maskdm.reporting.report import (
 from maskdm.runtime.files import reading, write_text
 from maskdm.runtime.paths import INDEX, ROOT, SEARCH_REPORTS, STUDY, STUDY_STEP_TIME, samples_file, stage_folder
 from maskdm.runtime.units import percent
-from maskdm.tracking.records import read_records
+from maskdm.tracking.records import read_records, read_step_times
 
 FIGURES = {  # of the best arm, below the answer: measure -> what it is
     "compute_to_target": "of `{baseline}`'s compute for its final held-out loss",
@@ -69,7 +69,7 @@ def write_index() -> Path:
 
 
 def read_study(params: Params, data: Mapping[str, Any], study: Records) -> list[Analysed]:
-    """The parts of the study that were run with the data, network and recipe that the project has now.
+    """The parts of the study that were run, and timed, with the data, network and recipe that the project has now.
 
     Args:
         params: of the default comparison.
@@ -82,7 +82,12 @@ def read_study(params: Params, data: Mapping[str, Any], study: Records) -> list[
     if not study or not STUDY.is_file() or not STUDY_STEP_TIME.is_file():
         return []
     asked = load_study(STUDY)
-    own = [name for name, part in asked.parts.items() if _is_of(name, part, params, data, study)]
+    timed = read_step_times(STUDY_STEP_TIME).seconds
+    own = [
+        name
+        for name, part in asked.parts.items()
+        if _is_of(name, part, params, data, study) and all(f"{name}/{arm}" in timed for arm in part.arms)
+    ]
     return analyse_study(params, asked, own)
 
 
