@@ -120,7 +120,8 @@ class UNet(Network):
         batch, _, height, width = images.shape
         if ids_keep is None:  # all of the image, which may have a lower resolution: the middles of its pixels
             middles = (
-                _middles(n, self.patch_size * whole) for n, whole in zip((height, width), self.grid, strict=True)
+                _middles(n, self.patch_size * whole, images.device)
+                for n, whole in zip((height, width), self.grid, strict=True)
             )
             return torch.stack(torch.meshgrid(*middles, indexing="ij")).expand(batch, -1, -1, -1).to(images)
         corner = ids_keep[:, 0]
@@ -130,10 +131,10 @@ class UNet(Network):
         return torch.stack([rows, columns], dim=1).to(images.dtype)
 
 
-def _middles(count: int, whole: int) -> Tensor:
+def _middles(count: int, whole: int, device: torch.device) -> Tensor:
     """Where the middles of `count` equal parts lie, if -1 and 1 are the first and last of `whole` pixels: `[count]`."""
     size = whole / count
-    return 2 * (size * torch.arange(count) + (size - 1) / 2) / max(1, whole - 1) - 1
+    return 2 * (size * torch.arange(count, device=device) + (size - 1) / 2) / max(1, whole - 1) - 1
 
 
 def _places(first: Tensor, count: int, whole: int) -> Tensor:

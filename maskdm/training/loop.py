@@ -31,6 +31,7 @@ from maskdm.training.checkpoint import load_checkpoint, save_checkpoint, save_sn
 from maskdm.training.heldout import HeldoutLoss
 from maskdm.training.objective import Objective
 from maskdm.training.optimizers import learning_rate, make_optimizers, update
+from maskdm.training.passes import make_passes
 from maskdm.training.plan import PhasePlan
 from maskdm.training.views import Views, to_unit_range
 
@@ -118,7 +119,8 @@ class PhaseTrainer:
         self.share = processes.share(plan.batch_size, "batch_size")
         self.views = Views(plan, network, objective, self.device, self.share, processes.count)
         self.trainee = Trainee(network.requires_grad_(True), plan.method, plan.positions)
-        self.replica = processes.replicate(self.trainee)  # its backward pass averages gradients over the processes
+        replica = processes.replicate(self.trainee)  # its backward pass averages gradients over the processes
+        self.passes = make_passes(replica, self.device, plan.step_flops, processes.count)
         self.ema = copy.deepcopy(self.trainee).eval().requires_grad_(False)
         self.optimizers = make_optimizers(network, plan.optimisation, self.trainee.weights.values())
         self.step = 0
@@ -167,11 +169,7 @@ class PhaseTrainer:
         images = images.to(self.device, non_blocking=True)
         labels = None if labels is None else labels.to(self.device, non_blocking=True)
         drawn = self.views(images, labels, random)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses = self.replica([one.view for one in drawn])
-        loss = torch.stack([one.minimised(own) for one, own in zip(drawn, losses, strict=True)]).sum()
-        loss.backward()
-        self._losses.append(self.processes.mean(loss.detach()))
+        self._losses.append(self.processes.mean(self.passes(drawn)))
         place = self.plan.schedule_place(self.step)
         self._grad_norms.append(update(self.trainee, self.ema, self.optimizers, self.plan.optimisation, *place))
 
@@ -323,7 +321,7 @@ class PhaseTrainer:
         images = torch.zeros(count, channels, rows, columns, dtype=torch.uint8, device=self.device)
         labels = None if self.network.num_classes is None else torch.zeros(count, dtype=torch.long, device=self.device)
         drawn = self.views(images, labels, generator(self.device, self.seed, "settle"))
-        torch.cat([losses.total for losses in self.replica([one.view for one in drawn])]).sum().backward()
+        self.passes(drawn)
         self.trainee.zero_grad()
 
     def _require_same_step(self) -> None:
