@@ -29,7 +29,7 @@ class HeldoutLoss:
         x_0: Tensor,
         labels: Tensor | None,
         generator: torch.Generator,
-        batch_size: int = 256,
+        batch_size: int,
         processes: Processes = ALONE,
     ) -> None:
         self.objective, self.batch_size, self.processes = objective, batch_size, processes

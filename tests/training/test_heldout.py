@@ -39,7 +39,7 @@ def test_the_best_denoiser_has_the_same_loss_in_all_objectives_and_it_is_that_of
     x_0, levels = gaussian(1000), even_levels(1000, 1000)
     within = levels > 5e-5  # the last of the linear schedule has 4e-5, the first 0.9999
     within &= levels < 0.9999
-    heldout = HeldoutLoss(objective, x_0, None, generator("cpu", 0))
+    heldout = HeldoutLoss(objective, x_0, None, generator("cpu", 0), 256)
     heldout.x_0, heldout.t, heldout.noise = (value[within] for value in (heldout.x_0, heldout.t, heldout.noise))
     level, centred = levels[within][:, None, None], x_0[within] - MEAN
     x_t = level.sqrt() * centred + (1 - level).sqrt() * noise_of(x_0)[within]
@@ -52,7 +52,7 @@ def test_the_best_denoiser_has_the_same_loss_in_all_objectives_and_it_is_that_of
 
 def test_a_perfect_denoiser_has_none(objective: Objective) -> None:
     x_0 = gaussian(64)
-    heldout = HeldoutLoss(objective, x_0, None, generator("cpu", 0))
+    heldout = HeldoutLoss(objective, x_0, None, generator("cpu", 0), 256)
     assert heldout(Oracle(objective, x_0, noise_of(x_0))) == pytest.approx(0, abs=1e-8)
 
 
@@ -61,7 +61,7 @@ def test_levels_and_images_do_not_depend_on_the_objective() -> None:
     levels = even_levels(1024, 1000)
     for raw in OBJECTIVES.values():
         objective = make_objective(objective_settings(raw))
-        heldout = HeldoutLoss(objective, x_0, None, generator("cpu", 0))
+        heldout = HeldoutLoss(objective, x_0, None, generator("cpu", 0), 256)
         mix = objective.coefficients(heldout.t)
         torch.testing.assert_close((mix.b / mix.a).square(), (1 - levels) / levels, rtol=1e-3, atol=0)
         assert torch.equal(heldout.noise, noise_of(x_0))
