@@ -24,6 +24,7 @@ from maskdm.config.objective import DDPM, EDM, TIME_SCALE, VP, Flow, ObjectiveSe
 from maskdm.config.params import Sampling
 from maskdm.networks.network import Network
 from maskdm.networks.patches import unpatchify
+from maskdm.runtime.device import tf32_products
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.seeding import generator
 
@@ -182,8 +183,9 @@ def denoise(
     if settings.sampler == "ddim":
         options["eta"] = settings.eta
     for t, time in zip(sampler.scheduler.timesteps, sampler.network_times, strict=True):
-        told = time.expand(len(x_t))
-        prediction = guided_prediction(network, sampler.network_input(x_t, t), told, labels, settings.guidance_scale)
+        told, seen = time.expand(len(x_t)), sampler.network_input(x_t, t)
+        with tf32_products(device):
+            prediction = guided_prediction(network, seen, told, labels, settings.guidance_scale)
         x_t = sampler.scheduler.step(prediction, t, x_t, **options).prev_sample
         watch(x_t)
     return x_t

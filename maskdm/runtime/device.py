@@ -1,6 +1,8 @@
 """Where the work is done."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -27,3 +29,20 @@ def choose_device() -> torch.device:
         raise MaskDMError(f"process {index + 1} on this machine; allowed: at most {gpus}, one for each GPU")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Let a GPU multiply float32 matrices in TF32, with 10 bits of 23: three times as fast. A CPU is left as it is.
+
+    For predictions alone: of one it changes a thousandth (reports/gpu.md), less than training in bfloat16 does.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
