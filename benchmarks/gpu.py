@@ -6,7 +6,8 @@
     steps      every kind of phase of a profile: images/s, FLOP/s, memory
     where      the kernels of a dense and of a masked step
     variants   these steps without determinism, in other batches, and with Muon
-    compiled   these steps with CUDA graphs, with torch.compile, with both
+    passes     every kind of phase, eager and as a CUDA graph
+    compiled   a dense and a masked step with torch.compile, too
     memory     what every kind of phase holds, or that it does not fit
     heldout    the held-out loss
     sampling   one step of the sampler, in three precisions
@@ -15,7 +16,6 @@ Steps take turns, each waits for the GPU, and the median counts. Images are rand
 """
 
 import argparse
-import copy
 import gc
 import json
 import re
@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -40,12 +40,13 @@ from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.engine.dry_run import training_step
 from maskdm.evaluation.sampling import make_sampler
-from maskdm.methods.method import Losses, View
+from maskdm.networks.uvit import Block
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.seeding import generator
 from maskdm.training import loop as training
 from maskdm.training.heldout import HeldoutLoss
 from maskdm.training.objective import make_objective
+from maskdm.training.passes import EagerPasses, RecordedPasses
 from maskdm.training.plan import PhasePlan, build_network, plan_finetune, plan_pretrain
 
 Row = dict[str, Any]
@@ -93,6 +94,7 @@ def main() -> None:
         "steps": steps,
         "where": where,
         "variants": variants,
+        "passes": passes,
         "compiled": compiled,
         "memory": memory,
         "heldout": heldout,
@@ -152,7 +154,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def phases(profile_name: str) -> tuple[Params, Recipe, dict[str, PhasePlan]]:
     """The distinct phases of a profile: `dense`, and those before the last of an arm, by its name."""
-    params = load_params(Path("profiles") / f"{profile_name}.yaml")
+    params = load_params(Path("benchmarks" if profile_name == "methods" else "profiles") / f"{profile_name}.yaml")
     recipe = load_recipe(params.recipe, Path())
     plans = {"dense": plan_finetune(params, recipe, params.baseline)}
     for arm in params.arms:
@@ -251,6 +253,7 @@ def where(profile_name: str, count: int = 3) -> Iterator[Row]:
     params, recipe, plans = phases(profile_name)
     for name in [key for key in plans if key == "dense" or plans[key].mask][:2]:
         step = Step(params, recipe, plans[name])
+        eager(step)  # a graph hides its kernels' names on the CPU
         with named_parts():
             for _ in range(4):
                 step()
@@ -316,7 +319,7 @@ def named_parts() -> Iterator[None]:
         return call
 
     places: list[tuple[Any, str, str]] = [
-        (training, "denoising_loss", "forward"),
+        (EagerPasses, "__call__", "passes"),
         (training, "update", "update"),
         (torch.nn.utils, "clip_grad_norm_", "gradient norm"),
         (torch, "_foreach_lerp_", "averaging"),
@@ -371,77 +374,81 @@ def variants(profile_name: str, rounds: int = 12) -> Iterator[Row]:
             free()
 
 
+def passes(profile_name: str, rounds: int = 12) -> Iterator[Row]:
+    """Every kind of phase: eager passes, and as one CUDA graph, in turn."""
+    params, recipe, plans = phases(profile_name)
+    for name, plan in plans.items():
+        yield {"phase": name, **in_turn(params, recipe, plan, {"eager": eager, "recorded": recorded}, rounds)}
+        free()
+
+
 def compiled(profile_name: str, rounds: int = 12) -> Iterator[Row]:
-    """A dense and a masked step, launched as one CUDA graph or compiled, in turn with the step as it is."""
+    """A dense and a masked step with blocks by `torch.compile`, eager and recorded, in turn with those that are not."""
     params, recipe, plans = phases(profile_name)
     masked = next(name for name, plan in plans.items() if plan.mask)
     for name in ("dense", masked):
-        plain = Step(params, recipe, plans[name])
-        for variant, with_graph, with_compiler in (
-            ("memory not filled", False, False),
-            ("memory not filled, CUDA graph", True, False),
-            ("memory not filled, blocks compiled", False, True),
-            ("memory not filled, blocks compiled, CUDA graph", True, True),
-        ):
-            torch._dynamo.reset()
+        torch._dynamo.reset()
+        variants = {
+            "eager": eager,
+            "recorded": recorded,
+            "compiled": lambda step: eager(compile_blocks(step)),
+            "compiled, recorded": lambda step: recorded(compile_blocks(step)),
+        }
+        yield {"phase": name, **in_turn(params, recipe, plans[name], variants, rounds)}
+        free()
+
+
+def in_turn(
+    params: Params, recipe: Recipe, plan: PhasePlan, variants: dict[str, Callable[[Step], None]], rounds: int
+) -> Row:
+    """Milliseconds a step of each variant, and whether three steps from the same weights end as those of the first."""
+    row: Row = {"batch_size": plan.batch_size, "step_TFLOP": plan.step_flops / 1e12}
+    steps, found = dict[str, Step](), dict[str, list[float]]()
+    try:
+        for variant, change in variants.items():
             began = time.perf_counter()
-            try:
-                step = Step(params, recipe, plans[name])
-                step.trainer._load(copy.deepcopy(plain.trainer._state()))  # an optimiser takes tensors as they are
-                step.trainer.step = plain.trainer.step
-                step.of |= {"images": plain.of["images"]}
-                fill_new_memory(False)
-                if with_compiler:
-                    network = step.trainer.network
-                    for block in (*network.in_blocks, network.mid_block, *network.out_blocks):
-                        block.compile(dynamic=False)
-                if with_graph and ON_GPU:
-                    capture(step)
-                step.launch()
-                wait()
-                prepared = time.perf_counter() - began
-                fill_new_memory(True)
-                plain.launch()
-                weights = (torch.cat([p.flatten() for p in s.trainer.network.parameters()]) for s in (plain, step))
-                first, second = weights
-                same = torch.equal(first, second), ((first - second).norm() / first.norm()).item()
-                found: dict[bool, list[float]] = {False: [], True: []}
-                for turn in range(rounds + 2):
-                    for other in (False, True):
-                        fill_new_memory(not other)
-                        took = seconds((step if other else plain).launch)
-                        if turn >= 2:
-                            found[other].append(took)
-            except Exception:  # not every torch can do everything
-                yield {"phase": name, "variant": variant, "failed": traceback.format_exc()[-1500:]}
-            else:
-                details = {"as_it_is_ms": median(found[False]) * 1e3, "prepared_s": prepared}
-                details |= {"same_weights_after_a_step": same[0], "relative_difference": same[1]}
-                yield result(name, variant, plans[name], found[True]) | details
-            fill_new_memory(True)
-            step = None  # type: ignore[assignment]
-            free()
+            torch.manual_seed(0)  # of the first weights
+            steps[variant] = step = Step(params, recipe, plan)
+            first = next(iter(steps.values()))
+            step.of |= {"images": first.of["images"]}
+            change(step)
+            for _ in range(3):
+                step()
+            row[f"{variant}: prepared_s"] = time.perf_counter() - began
+            one, other = (torch.cat([p.flatten() for p in s.trainer.network.parameters()]) for s in (first, step))
+            row[f"{variant}: same bits"] = torch.equal(one, other)
+            row[f"{variant}: difference"] = ((one - other).norm() / one.norm()).item()
+        for _ in range(rounds):
+            for variant, step in steps.items():
+                found.setdefault(variant, []).append(seconds(step))
+    except Exception:  # not every torch can do everything
+        return row | {"failed": traceback.format_exc()[-1500:]}
+    for variant, times in found.items():
+        row[f"{variant}: ms"] = median(times) * 1e3
+        row[f"{variant}: images/s"] = plan.batch_size / median(times)
+        row[f"{variant}: TFLOP/s"] = plan.step_flops / median(times) / 1e12
+    return row
 
 
-def capture(step: Step) -> None:
-    """Let the network's passes, forward and backward, be one CUDA graph each; only its inputs change."""
-    trainer, plan = step.trainer, step.plan
-    network = trainer.network
-    tokens = plan.mask.num_keep(network.grid) if plan.mask else network.num_tokens
-    inputs = [torch.randn(plan.batch_size, tokens, network.token_dim, device=DEVICE)]
-    inputs.append(torch.arange(plan.batch_size, device=DEVICE) % 1000)
-    if plan.mask:
-        inputs.append(torch.arange(tokens, device=DEVICE).repeat(plan.batch_size, 1))
-    with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
-        graphed = torch.cuda.make_graphed_callables(network, tuple(inputs))
+def eager(step: Step) -> None:
+    """Operation by operation."""
+    step.trainer.passes = EagerPasses(step.trainer.trainee, DEVICE)
 
-    def replay(x_t: torch.Tensor, t: torch.Tensor, ids_keep: torch.Tensor | None, *_: Any, **others: Any) -> Any:
-        return graphed(x_t, t) if ids_keep is None else graphed(x_t, t, ids_keep)
 
-    def losses(views: Sequence[View]) -> list[Losses]:
-        return [plan.method.losses(replay, trainer.trainee.weights, view) for view in views]  # type: ignore[arg-type]
+def recorded(step: Step) -> None:
+    """As one CUDA graph, whatever its size."""
+    if ON_GPU:
+        step.trainer.passes = RecordedPasses(
+            EagerPasses(step.trainer.trainee, DEVICE), step.trainer.trainee.parameters()
+        )
 
-    trainer.replica = losses  # type: ignore[assignment]
+
+def compile_blocks(step: Step) -> Step:
+    """Its network's blocks by `torch.compile`."""
+    for module in step.trainer.network.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=False)
+    return step
 
 
 def memory(profile_name: str) -> Iterator[Row]:
@@ -482,7 +489,7 @@ def heldout(profile_name: str) -> Iterator[Row]:
     trials = len(params.arms) * len(params.seeds)
     network = build_network(params.model, params.data, None).to(DEVICE).eval()
     objective = make_objective(recipe.objective)
-    for batch_size in (256, 64):
+    for batch_size in (256, max(1, min(256, training.TOKENS_A_PASS // network.num_tokens))):  # the last as in training
         free()
         x_0 = torch.rand(params.heldout.images, network.num_tokens, network.token_dim, device=DEVICE) * 2 - 1
         loss = HeldoutLoss(objective, x_0, None, generator("cpu", 0, "heldout"), batch_size)
