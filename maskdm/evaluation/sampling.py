@@ -76,13 +76,15 @@ def _chain(settings: Sampling, objective: DDPM, device: torch.device) -> Any:
     """A scheduler of time steps.
 
     They are "trailing": they start at T, where training saw pure noise (Lin et al. 2023), and with eta 0 it equals the
-    authors' DDIM.
+    authors' DDIM. The image that a prediction of epsilon implies is clipped to [-1, 1], as the authors do: at T it is
+    that prediction's error over nearly 0. diffusers' DDPM and DDIM clip by themselves.
     """
-    classes = {
+    clip = {"thresholding": objective.prediction_type == "epsilon", "sample_max_value": 1.0}
+    classes: dict[str, tuple[Any, dict[str, Any]]] = {
         "ddpm": (DDPMScheduler, {}),
         "ddim": (DDIMScheduler, {}),
-        "dpm_solver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-        "unipc": (UniPCMultistepScheduler, {}),
+        "dpm_solver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **clip}),
+        "unipc": (UniPCMultistepScheduler, clip),
     }
     scheduler_class, options = classes[settings.sampler]
     schedule = objective.model_dump(exclude={"name"})

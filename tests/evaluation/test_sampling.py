@@ -51,6 +51,26 @@ def test_data_that_is_one_image_is_found_in_few_steps(raw: dict[str, Any], sampl
     torch.testing.assert_close(tokens, torch.full((2, 16, 4), 0.6), atol=0.02, rtol=0)
 
 
+class Imperfect(Wiener):
+    """A hundredth off, as a trained network is."""
+
+    def forward(self, x_t: Tensor, told: Tensor, *_: Any, **__: Any) -> Tensor:
+        return super().forward(x_t, told) + 0.01
+
+
+@pytest.mark.parametrize(("raw", "sampler", "eta"), [case for case in CASES if "epsilon" in str(case.id)])
+def test_a_small_error_where_all_is_noise_does_not_spoil_an_image(
+    raw: dict[str, Any], sampler: str, eta: float
+) -> None:
+    """There an error of epsilon is one of x_0 that is up to 20,000 times as large."""
+    settings = objective_settings(raw)
+    denoiser: Any = Imperfect(make_objective(settings), 0.2, 0.3)
+    generators = [generator("cpu", i) for i in range(50)]
+    tokens = sample_tokens(denoiser, settings, sampling(sampler, eta, ENOUGH[sampler]), generators)
+    assert tokens.mean().item() == pytest.approx(0.2, abs=0.1)
+    assert tokens.std().item() == pytest.approx(0.3, abs=0.1)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS["flow"])
 def test_a_straight_line_is_integrated_in_one_step(sampler: str) -> None:
     """With one image the velocity along a path is constant: any number of steps is exact."""
