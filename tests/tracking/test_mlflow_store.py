@@ -490,8 +490,7 @@ def test_values_that_mlflow_has_no_place_for_stop_nothing(project: Path) -> None
     rows = [TRAINING[0], TRAINING[1] | {"loss": float("nan"), "heldout_loss": float("inf")}, TRAINING[2]]
     with live(project, "long", params=params) as run:
         run.log_history(rows)
-    run = run_of(project, "long, seed 0")
-    assert run.data.params["data.classes"].startswith("n000000,n000001,")
+    assert run_of(project, "long, seed 0").data.params["data.classes"].startswith("n000000,n000001,")
     assert [step for step, _ in series(project, "long, seed 0")["loss"]] == [640, 1280, 1920]
 
 
