@@ -1,11 +1,14 @@
 """Image files as square arrays of one size: which files are images, what a transparent one shows, and the crop."""
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 # What Pillow opens and is no still image of fixed pixels. PostScript and Windows metafiles are programs that draw, and
 # Pillow hands the former to Ghostscript. The others are videos, or measurements that it has no decoder for.
@@ -13,6 +16,9 @@ NO_STILL_IMAGES = {"EPS", "WMF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5"}
 BACKGROUND = "white"  # behind transparent pixels
 # Pixels of these kinds Pillow brings to 8 bits, but not the value in a PNG file that marks the transparent ones.
 TO_8_BITS = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}
+# A colour profile, or the settings that made an image, may take more than the 1 MiB that Pillow allows for one piece of
+# text; it allows 64 MiB for all of a file.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def is_image(name: str) -> bool:
@@ -28,7 +34,7 @@ def square_pixels(content: bytes, image_size: int, channels: int) -> np.ndarray:
     Raises:
         Exception: nearly any, if the file is damaged, or no still image.
     """
-    with Image.open(io.BytesIO(content), formats=_formats()) as file:
+    with _opened(content) as file:
         if file.format == "PNG" and "transparency" in file.info:
             _scale_transparent_value(file)
         image = ImageOps.exif_transpose(file)
@@ -51,8 +57,20 @@ def sides(content: bytes) -> tuple[int, int]:
     Raises:
         Exception: nearly any, if the file is damaged, or no still image.
     """
-    with Image.open(io.BytesIO(content), formats=_formats()) as file:
+    with _opened(content) as file:
         return file.size
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
+    """Open a file without a word of what does not concern its pixels.
+
+    Pillow warns of damaged EXIF data, for each file, and of half of the pixels that are an error.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=_formats()) as file:
+            yield file
 
 
 def on_background(image: Image.Image) -> Image.Image:

@@ -26,6 +26,10 @@ from maskdm.runtime.units import si
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LONGEST_LINK = 4096  # bytes of a path on Linux
+# Of macOS, network drives and Windows: they hold thumbnails of the images, and deleted ones. In small letters.
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
+ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+UNIX = 3  # the system that made a member of a zip
 LARGEST = 1 << 30  # bytes of an image's file; the pixels that Pillow allows (`MAX_IMAGE_PIXELS`) take less as they are
 
 
@@ -95,9 +99,10 @@ def _is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def _is_hidden(name: str) -> bool:
-    """Tell what file managers leave behind, such as macOS's `._image.jpg`: named like an image, but none."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+def is_hidden(name: str) -> bool:
+    """Tell what systems leave behind, such as macOS's `._image.jpg`: named like an image, but none of the data."""
+    parts = [part for part in PurePosixPath(name).parts if part != ".."]
+    return any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in parts)
 
 
 def _archive(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
@@ -105,6 +110,8 @@ def _archive(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
         raise MaskDMError(f"{path}: allowed: a folder or an archive ({' '.join(ARCHIVE_SUFFIXES)})")
     try:
         return _zip(path, left_out) if path.suffix.lower() == ".zip" else _tar(path, scratch, left_out)
+    except MaskDMError:
+        raise
     except Exception as error:  # damaged archives raise nearly anything
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the archive's
             raise
@@ -150,7 +157,7 @@ def _walk(root: Path, left_out: LeftOut) -> dict[str, Entry]:
         seen.add(identity)
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 left_out.add(HIDDEN, f"{name}/" if _is_folder(entry) else name)
             elif not _is_folder(entry):
                 files[name] = _entry(entry, name, is_link)
@@ -209,16 +216,21 @@ def _zip(path: Path, left_out: LeftOut) -> Tree:
     archive = zipfile.ZipFile(path)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        name = str(PurePosixPath(info.filename.lstrip("/")))
-        if info.is_dir():
+        name = _zip_name(info)
+        if name.endswith("/"):
             continue
+        if info.compress_type not in ZIP_METHODS or info.flag_bits & 1:  # Windows packs more than 2 GB like that
+            raise MaskDMError(
+                f"{path}: {name} is encrypted, or packed by a method that Python lacks; "
+                "unpack the archive with another program, and set data.root to the folder"
+            )
         if name in members:  # the archive was appended to: the last one counts, as where it is unpacked
             left_out.add(SECOND_NAMES, name)
         members[name] = info
     contents = {name: _linked(archive, members, name) for name in members}
     files, readable = {}, {}
     for name, content in contents.items():
-        if _is_hidden(name):
+        if is_hidden(name):
             left_out.add(HIDDEN, name)
         elif content is None:
             left_out.add(UNREADABLE, name, "a link to no file of the archive")
@@ -228,6 +240,12 @@ def _zip(path: Path, left_out: LeftOut) -> Tree:
     archive.close()
     _unlisted.cache_clear()  # of an archive that was here before
     return Tree(path, files, lambda name: partial(_read_member, path, readable[name]), left_out)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """With forward slashes, as the format demands: Windows writes others. A folder's ends with one."""
+    name = info.filename if info.create_system == UNIX else info.filename.replace("\\", "/")
+    return str(PurePosixPath(name.lstrip("/"))) + "/" * name.endswith("/")
 
 
 def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:

@@ -15,10 +15,10 @@ import numpy as np
 from maskdm.config.params import Data
 from maskdm.datasets.encoded import classes, encoded_images
 from maskdm.datasets.images import is_image
-from maskdm.datasets.left_out import NOT_IMAGES, SECOND_NAMES, UNREADABLE, LeftOut
+from maskdm.datasets.left_out import HIDDEN, NOT_IMAGES, SECOND_NAMES, UNREADABLE, LeftOut
 from maskdm.datasets.raw import RawImages, raw_place
 from maskdm.datasets.shards import list_shards
-from maskdm.datasets.trees import check_end, require_size, tar_members
+from maskdm.datasets.trees import check_end, is_hidden, require_size, tar_members
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
 
@@ -101,7 +101,8 @@ def _add(samples: dict[str, _Sample], archive: TarFile, member: TarInfo, labels:
     """Put a file to its sample."""
     folder, slash, file = member.name.rpartition("/")
     stem, _, suffix = file.partition(".")
-    if not stem:  # hidden
+    if is_hidden(member.name):
+        left_out.add(HIDDEN, f"{Path(str(archive.name)).name}/{member.name}")
         return
     sample = samples.setdefault(f"{folder}{slash}{stem}", _Sample())
     if suffix == labels:
@@ -110,7 +111,10 @@ def _add(samples: dict[str, _Sample], archive: TarFile, member: TarInfo, labels:
         if sample.image == member.name:  # the archive was appended to: the last one counts, as where it is unpacked
             left_out.add(SECOND_NAMES, f"{Path(str(archive.name)).name}/{member.name}")
         elif sample.image is not None:
-            raise MaskDMError(f"{sample.image} and {member.name} are images of one sample; allowed: one")
+            raise MaskDMError(
+                f"{sample.image} and {member.name} are images of one sample, as their names are the same up to the "
+                "first dot; allowed: one (or unpack the archives, with data.name: image_folder)"
+            )
         sample.image, sample.start, sample.size = member.name, member.offset_data, member.size
 
 

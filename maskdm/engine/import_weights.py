@@ -1,5 +1,6 @@
 """A checkpoint of the authors' training as a snapshot, which the suite samples and judges as its own."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ SCHEDULE = {
     *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
     *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
 }
+
+WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
 
 
 def import_weights(file: Path, folder: Path, num_heads: int | None = None) -> str:
@@ -56,16 +59,21 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _chosen(content: Mapping[str, Any], file: Path) -> tuple[str, dict[str, Tensor]]:
     """The averaged weights, where the file holds them (ema_pytorch's), else the others; and what they are called."""
-    averaged = content.get("ema") or {}
+    averaged = _unwrapped(content.get("ema") or {})
     if prefixed := {name: value for name, value in averaged.items() if name.startswith("ema_model.")}:
         return "EMA weights", {name.removeprefix("ema_model."): value for name, value in prefixed.items()}
-    weights = content.get("model", content)
+    weights = _unwrapped(content.get("model", content))
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             raise MaskDMError(
                 f"{file}: {name} is no tensor; allowed: weights alone, or beside others as `ema` or `model`"
             )
-    return "weights, not averaged: the file has no EMA", dict(weights)
+    return "weights, not averaged: the file has no EMA", weights
+
+
+def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what DDP and `torch.compile` put before the names of the modules that they wrap."""
+    return {WRAPPERS.sub("", name): value for name, value in weights.items()}
 
 
 def _of_the_network(weights: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], Tensor | None]:

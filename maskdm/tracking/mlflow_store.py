@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.files import expanded, file_sha256, sqlite_path, sqlite_url
 from maskdm.runtime.paths import INDEX
-from maskdm.runtime.urls import without_passwords
+from maskdm.runtime.urls import bypass_proxies_on_this_machine, without_passwords
 from maskdm.tracking.mlflow_models import Model, has_model, log_model
 from maskdm.tracking.records import Machine, Record, Stage, dvc_state, git_state, read_records
 from maskdm.tracking.subject import Subject, digest
@@ -48,6 +49,7 @@ ENVIRONMENT = {  # what the user has set goes before
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # `mlflow ui`: no background workers, which nothing here uses
 }
+DATABASE_ATTEMPTS = 2  # as above; MLflow has no variable for it, and tries for 100 seconds
 LOCK_SECONDS = 120
 REST_SECONDS = 60.0  # after a failure
 REST_FACTOR = 20  # or so many times as long as the failure took: a server that is silent costs 5 % of the time
@@ -318,8 +320,11 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         os.environ.update(ENVIRONMENT | os.environ)
+        bypass_proxies_on_this_machine()
         from mlflow import MlflowClient
+        from mlflow.store.db import utils
 
+        utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # failures are reported here, in one line
 
         self._root = root
@@ -455,11 +460,16 @@ class Store:
                 self._client.create_experiment(EXPERIMENT, artifacts)
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
             assert experiment is not None
+        number = experiment.experiment_id
+        if experiment.lifecycle_stage == "deleted":
+            raise MaskDMError(
+                f"the experiment {EXPERIMENT} is deleted; `mlflow experiments restore -x {number}` brings it back"
+            )
         for name, value in EXPERIMENT_TAGS.items():
             if experiment.tags.get(name) != value:
                 with suppress(MlflowException):  # as above; an absent server fails the next call
-                    self._client.set_experiment_tag(experiment.experiment_id, name, value)
-        return str(experiment.experiment_id)
+                    self._client.set_experiment_tag(number, name, value)
+        return str(number)
 
     def _search(self, condition: str) -> "Iterator[Run]":
         page = self._client.search_runs([self._experiment_id], condition)
@@ -685,9 +695,13 @@ def _now() -> int:
 
 
 def _reason(root: Path, error: BaseException) -> str:
-    """Which store, and the innermost cause of what it raised: `http://server: Connection refused`."""
-    while error.__context__:
+    """Which store, and the innermost cause of what it raised: `http://server: Connection refused`.
+
+    A `KeyError` is none: it says a name alone.
+    """
+    while error.__context__ and not isinstance(error.__context__, KeyError):
         error = error.__context__
-    damaged = "; delete it, and `maskdm sync` makes it again" if isinstance(error, sqlite3.DatabaseError) else ""
-    said = " ".join(str(error).split())[:300] or type(error).__name__
-    return without_passwords(f"{store_uri(root)}: {said}") + damaged
+    said = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    is_lost = isinstance(error, sqlite3.DatabaseError) or ("database schema" in said and not os.environ.get(VARIABLE))
+    remedy = "; delete it, and `maskdm sync` makes it again" if is_lost else ""
+    return without_passwords(f"{store_uri(root)}: {said}") + remedy

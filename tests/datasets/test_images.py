@@ -3,12 +3,13 @@
 import io
 import struct
 import subprocess
+import warnings
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
 from maskdm.datasets.images import is_image, on_background, square_pixels
 
@@ -168,3 +169,36 @@ def test_postscript_is_not_run_whatever_its_suffix(monkeypatch: pytest.MonkeyPat
         assert file.format == "EPS"  # Pillow itself would run it
     with pytest.raises(UnidentifiedImageError):
         square_pixels(content, 8, 3)
+
+
+def large_metadata() -> dict[str, dict[str, Any]]:
+    """Of 3 MiB each, which compress to nearly nothing."""
+    packed, international = PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
+    packed.add_text("parameters", "x" * (3 << 20), zip=True)
+    international.add_itxt("workflow", "x" * (3 << 20), zip=True)
+    return {"profile": {"icc_profile": bytes(3 << 20)}, "zTXt": {"pnginfo": packed}, "iTXt": {"pnginfo": international}}
+
+
+@pytest.mark.parametrize("kind", large_metadata())
+def test_an_image_with_a_large_profile_or_text_is_read(kind: str) -> None:
+    content = encoded(Image.new("RGB", (16, 16), RED), **large_metadata()[kind])
+    assert square_pixels(content, 16, 3)[:, 8, 8].tolist() == list(RED)
+
+
+@pytest.mark.slow
+def test_a_bomb_of_text_is_none() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "x" * (65 << 20), zip=True)
+    with pytest.raises(ValueError, match="too large"):
+        square_pixels(encoded(Image.new("RGB", (16, 16)), pnginfo=text), 16, 3)
+
+
+def test_damaged_exif_data_is_not_spoken_of() -> None:
+    entries = struct.pack(">HHIIHHIHHI", 0x011A, 5, 1, 0xFFFF, 0x0112, 3, 1, 1, 0, 0)  # the first points beyond the end
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + entries
+    content = encoded(Image.new("RGB", (16, 16), RED), "JPEG", exif=exif)
+    with pytest.warns(UserWarning, match="Truncated"):
+        Image.open(io.BytesIO(content)).getexif()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert square_pixels(content, 16, 3).shape == (3, 16, 16)

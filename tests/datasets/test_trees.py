@@ -286,6 +286,41 @@ def test_what_is_no_image_is_counted_and_named(images: Path, tmp_path: Path) -> 
     }
 
 
+def test_thumbnails_and_deleted_images_of_systems_are_no_images(images: Path, tmp_path: Path) -> None:
+    names = ["@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/a.png", "$RECYCLE.BIN/$R1.png", "$Recycle.Bin/b.png"]
+    names += ["System Volume Information/c.png", "__MACOSX/._000.png"]
+    place(images, dict.fromkeys(names, image_bytes(250)))
+    for root in (images, archive_of(images, tmp_path / "all.zip")):
+        data = read(root, tmp_path)
+        assert sorted(levels(data.images)) == list(range(8))
+        assert list(left_out(data)) == ["hidden"]
+
+
+def zip_of_windows(path: Path, files: dict[str, bytes], **properties: int) -> Path:
+    """What Windows makes: other slashes, and of more than 2 GB another method."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.create_system = 0
+            archive.writestr(info, content)
+            for key, value in properties.items():  # of the listing at the end, which is what is read
+                setattr(info, key, value)
+    return path
+
+
+def test_a_zip_with_the_slashes_of_windows_keeps_its_folders(tmp_path: Path) -> None:
+    files = {f"all\\{'test' if level > 5 else 'train'}\\{level}.png": image_bytes(10 * level) for level in range(8)}
+    data = read(zip_of_windows(tmp_path / "a.zip", {"all\\": b"", **files}), tmp_path, holdout=None)
+    assert sorted(levels(data.heldout)) == [6, 7]
+
+
+@pytest.mark.parametrize("properties", [{"compress_type": 9}, {"flag_bits": 1}], ids=["deflate64", "encrypted"])
+def test_a_zip_that_python_cannot_unpack_says_what_to_do(tmp_path: Path, properties: dict[str, int]) -> None:
+    archive = zip_of_windows(tmp_path / "a.zip", grey_levels(8), **properties)
+    with pytest.raises(MaskDMError, match=r"a\.zip: 000\.png is encrypted, or packed .* set data\.root to the folder$"):
+        read(archive, tmp_path)
+
+
 def test_what_lies_beside_an_archive_is_named(images: Path, tmp_path: Path) -> None:
     archive_of(images, place(tmp_path / "beside", {"notes.txt": b"", "._mine.zip": b""}) / "images.zip")
     data = read(tmp_path / "beside", tmp_path)

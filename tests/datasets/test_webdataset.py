@@ -133,3 +133,20 @@ def test_a_truncated_archive_is_named(tmp_path: Path) -> None:
 def test_without_archives_the_line_says_what_to_place_where(tmp_path: Path) -> None:
     with pytest.raises(MaskDMError, match=r"raw/webdataset: no \.tar files; place there: WebDataset.s archives"):
         prepared(settings("webdataset", holdout=1), tmp_path)
+
+
+def test_hidden_files_of_an_archive_are_named(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", {f"{prefix}0001.png": b"" for prefix in ("._", "x/.", ".cache/")} | samples(range(8)))
+    data = read(tmp_path / "a.tar", tmp_path)
+    assert data.info["left_out"]["hidden"]["first"] == [
+        "a.tar/._0001.png",
+        "a.tar/.cache/0001.png",
+        "a.tar/x/.0001.png",
+    ]
+    assert sorted(levels(data.images)) == list(range(8))
+
+
+def test_names_with_dots_are_one_line_that_says_why(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", {f"22.{number:02d}.png": image_bytes(number) for number in range(8)})
+    with pytest.raises(MaskDMError, match=r"22\.00\.png and 22\.01\.png .* first dot; .* data\.name: image_folder"):
+        read(tmp_path / "a.tar", tmp_path)

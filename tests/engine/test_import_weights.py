@@ -73,6 +73,20 @@ def test_without_averaged_weights_the_others_are_taken_and_named(
     assert torch.equal(network.state_dict()["head.bias"], raw["encoder_to_output.bias"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_what_ddp_and_compilation_put_before_names_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    raw = their_weights()
+    wrapped = checkpoint(raw, with_prefix(raw, prefix))
+    torch.save(wrapped | {"model": with_prefix(wrapped["model"], prefix)}, tmp_path / "ema.pt")
+    torch.save(with_prefix(raw, prefix), tmp_path / "bare.pt")
+    for name in ("ema", "bare"):
+        run(monkeypatch, tmp_path / f"{name}.pt", tmp_path / name, "--num-heads", HEADS)
+        network = load_snapshot(tmp_path / name, torch.device("cpu"))
+        assert torch.equal(network.state_dict()["head.bias"], raw["encoder_to_output.bias"])
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

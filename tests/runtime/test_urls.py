@@ -1,6 +1,7 @@
 import pytest
+from requests.utils import should_bypass_proxies
 
-from maskdm.runtime.urls import without_passwords
+from maskdm.runtime.urls import bypass_proxies_on_this_machine, without_passwords
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,18 @@ from maskdm.runtime.urls import without_passwords
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
     assert without_passwords(url) == shown
     assert "secret" not in shown
+
+
+@pytest.mark.parametrize("given", [{}, {"NO_PROXY": "example.org"}, {"no_proxy": "example.org"}, {"no_proxy": ""}])
+def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:8080")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        bypass_proxies_on_this_machine()
+    assert all(should_bypass_proxies(f"http://{host}:5000", None) for host in ("127.0.0.1", "localhost"))
+    assert should_bypass_proxies("http://example.org", None) == ("example.org" in given.values())
+    assert not should_bypass_proxies("http://example.com", None)

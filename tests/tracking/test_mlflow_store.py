@@ -3,10 +3,11 @@
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -419,6 +420,78 @@ def test_a_store_that_is_no_store_stops_nothing(tmp_path: Path, capfd: pytest.Ca
         run.log_history(TRAINING)
     [warning] = capfd.readouterr().err.strip().splitlines()
     assert "not a database" in warning
+
+
+def test_a_deleted_experiment_is_one_line_that_says_how_it_comes_back(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with live(project, "clutter"):
+        pass
+    shutil.copy(project / "mlflow.db", tmp_path)
+    client(tmp_path).delete_experiment("1")
+    with live(tmp_path, "afresh") as run:
+        run.log_history(TRAINING)
+    warning = capfd.readouterr().err.splitlines()[-1]
+    assert "`mlflow experiments restore -x 1` brings it back" in warning
+    client(tmp_path).restore_experiment("1")
+    with live(tmp_path, "afresh") as run:
+        run.log_history(TRAINING)
+    assert series(tmp_path, "afresh, seed 0") == WHOLE_TRAINING
+
+
+def test_a_run_that_was_deleted_is_made_again(project: Path) -> None:
+    with live(project, "deleted") as run:
+        run.log_history(TRAINING[:10])
+    client(project).delete_run(run_of(project, "deleted, seed 0").info.run_id)
+    with live(project, "deleted") as run:
+        run.log_history(TRAINING)
+    assert series(project, "deleted, seed 0") == WHOLE_TRAINING
+
+
+def test_a_store_of_another_version_of_mlflow_says_what_to_do(
+    project: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with live(project, "version"):
+        pass
+    shutil.copy(project / "mlflow.db", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'cc1f77228345'")
+    with live(tmp_path, "version"):
+        pass
+    [warning] = capfd.readouterr().err.strip().splitlines()
+    assert "found version cc1f77228345" in warning
+    assert "mlflow db upgrade" in warning
+    assert "delete it, and `maskdm sync` makes it again" in warning
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("htp://server", "unsupported URI 'htp://server'"),
+        ("./mlruns", "mlflow migrate-filestore"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:9/mlflow", "Connection refused"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], uri: str, said: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    with live(tmp_path, "unusable") as run:
+        run.log_history(TRAINING)
+    assert time.monotonic() - began < 60, "MLflow alone tries to reach a database for 100 seconds"
+    [warning] = capfd.readouterr().err.strip().splitlines()
+    assert said in warning
+    assert "secret" not in warning
+
+
+def test_values_that_mlflow_has_no_place_for_stop_nothing(project: Path) -> None:
+    params = PARAMS | {"arm": "long", "data.classes": ",".join(f"n{number:06d}" for number in range(2000))}
+    rows = [TRAINING[0], TRAINING[1] | {"loss": float("nan"), "heldout_loss": float("inf")}, TRAINING[2]]
+    with live(project, "long", params=params) as run:
+        run.log_history(rows)
+    assert run_of(project, "long, seed 0").data.params["data.classes"].startswith("n000000,n000001,")
+    assert [step for step, _ in series(project, "long, seed 0")["loss"]] == [640, 1280, 1920]
 
 
 def test_a_run_goes_on_as_soon_as_the_store_is_back(
