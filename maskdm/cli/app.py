@@ -15,6 +15,7 @@ from maskdm.cli import (
     searching,
     store,
     training,
+    verifying,
     weights,
 )
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
@@ -46,6 +47,7 @@ app.command("plan", rich_help_panel=PLAN)(planning.plan)
 app.command("profile", rich_help_panel=PLAN)(planning.profile)
 app.command("train", rich_help_panel=RUN)(training.train)
 app.command("reproduce", rich_help_panel=RUN)(comparing.reproduce)
+app.command("verify", rich_help_panel=RUN)(verifying.verify)
 app.command("search", rich_help_panel=RUN)(searching.search)
 app.command("sample", rich_help_panel=WEIGHTS)(sampling.sample)
 app.command("interpolate", rich_help_panel=WEIGHTS)(sampling.interpolate)
