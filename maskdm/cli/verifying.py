@@ -21,6 +21,9 @@ PAGES = ("report.md", "study.md", "search/search.md", "study/search/search.md", 
 
 
 def verify(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Of these tables alone, as `--plan` names them; without it, of all.")
+    ] = None,
     day: Annotated[
         datetime | None,
         typer.Option(
@@ -49,17 +52,18 @@ def verify(
     ```sh
     maskdm verify --plan           # which rows today, and how long they take here
     maskdm verify
+    maskdm verify default          # a row of reports/report.md alone
     maskdm verify --budget 8e12    # every night a few
     ```
     """
     enter_project()
     from maskdm.engine.dry_run import duration
-    from maskdm.engine.verifying import cost, due, job_of, repeat_all, within
+    from maskdm.engine.verifying import cost, due, job_of, of_tables, repeat_all, within
     from maskdm.engine.workers import default_workers
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is saved
     today, workers = (day.date() if day else date.today()), workers or default_workers()
-    jobs = within([job_of(check) for check in due(today)], budget)
+    jobs = within([job_of(check) for check in of_tables(due(today), tables or ())], budget)
     costs = cost(jobs, workers)
     said = (
         f"{today}: {len(jobs)} rows, {costs.trainings} to train: {si(costs.flops, 'FLOPs')}, {costs.workers} at a "

@@ -4,7 +4,7 @@ A row of a comparison is trained with a new seed. A trial of a tuning or of a se
 to the same. What was trained on a day stays in `runs/verify/<day>/`: the same day's check goes on where it was stopped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -53,9 +53,9 @@ class Check:
 
     @property
     def table(self) -> str:
-        """What is published: `default`, `study methods`, `tuning rates`, `search confirm`."""
+        """What is published: `default`, a part of the study, `tuning/<name>`, `search/trials` or `search/confirm`."""
         folder = self.row.partition("/")[0]
-        return self.stage if self.stage == folder else f"{self.stage} {folder}"
+        return folder if self.seed is not None else f"{self.stage}/{folder}"
 
     @property
     def path(self) -> Path:
@@ -137,6 +137,19 @@ def job_of(check: Check) -> Job:
     params = found.trial.params
     flops = params.budget.train_flops
     return Job(check, flops, flops + (judging_flops(params, found.trial.recipe) if found.judged else 0.0), is_done)
+
+
+def of_tables(checks: list[Check], names: Collection[str]) -> list[Check]:
+    """Those of some tables; of all, if none is named.
+
+    Raises:
+        MaskDMError: nothing is due of one of them.
+    """
+    known = [check.table for check in checks]
+    for name in names:
+        if name not in known:
+            raise MaskDMError(f"table {name}; allowed: {', '.join(known)}")
+    return [check for check in checks if not names or check.table in names]
 
 
 def within(jobs: list[Job], budget: float | None) -> list[Job]:
