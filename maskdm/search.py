@@ -123,12 +123,7 @@ def proposed_masks(space: SearchSpace, grid: Grid) -> list[Mask]:
 
 def phases_of(trial: FrozenTrial, space: SearchSpace, grid: Grid) -> tuple[Phase, ...]:
     """What `suggest` gave a trial that is over."""
-    return phases_from(trial.params, space, grid)
-
-
-def phases_from(drawn: Mapping[str, Any], space: SearchSpace, grid: Grid) -> tuple[Phase, ...]:
-    """What `suggest` gave the trial for which this was drawn; a value that the space has not raises ValueError."""
-    return suggest(FixedTrial(dict(drawn)), space, grid)
+    return suggest(FixedTrial(trial.params), space, grid)
 
 
 def paper_phases(space: SearchSpace, grid: Grid, finetune: Phase) -> tuple[Phase, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
 from tests.conftest import PARAMS
 from tests.datasets.test_survey import pictures
 from tests.imports import PROJECT

@@ -1,5 +1,6 @@
 """The Typer app: all commands, and how an error of any of them ends: one line, and a status that is not 0."""
 
+import sys
 from typing import Any
 
 import typer
@@ -81,6 +82,8 @@ def about() -> None:
 def main() -> None:
     """Run the command line of this process."""
     with exit_with_one_line():
+        if sys.platform == "win32":
+            raise MaskDMError("Windows: processes there start and stop otherwise; allowed: Linux, macOS, or WSL 2")
         try:
             status = _run()
         except SystemExit as ended:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from maskdm.config.comparison import Phase
@@ -24,7 +25,7 @@ from maskdm.engine.workers import run_all
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT, STUDY, places_of
 from maskdm.runtime.progress import WorkBar
-from maskdm.search import phases_from
+from maskdm.search import phases_of
 from maskdm.tracking.records import (
     Record,
     Stage,
@@ -261,7 +262,8 @@ def _searched(record: Record) -> Project:
 
     def phases(trial: Record) -> tuple[Phase, ...]:
         try:
-            return phases_from(_drawn(trial, "search."), params.search.space, params.grid)
+            drawn: Any = SimpleNamespace(params=_drawn(trial, "search."))  # all that is asked of a trial of Optuna's
+            return phases_of(drawn, params.search.space, params.grid)
         except ValueError:
             raise MaskDMError(f"records/{trial.stage}: {trial.key} is of another space than today's") from None
 
