@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from maskdm import cli
+from maskdm.datasets import fashion_mnist
+from maskdm.datasets.prepare import prepare
+from maskdm.runtime.errors import MaskDMError
 from tests.conftest import PARAMS
 from tests.datasets.test_survey import pictures
 from tests.imports import PROJECT
-from tests.raw_data import place
+from tests.raw_data import place, settings
 from tests.workspace import ENVIRONMENT, write_params
 
 PLACE = "Größe, 数据 & co"  # spaces, a comma, letters of two scripts, and a character that shells read
@@ -30,6 +34,34 @@ test ! -e /dev/shm && ! touch "$IMAGES/new" 2>/dev/null
 PATH="$BARE_PATH"
 exec "$@"
 """
+
+
+def test_fashion_mnist_without_network_and_apt_get_says_what_to_place_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fashion_mnist, "OFFICIAL_URL", (tmp_path / "none").as_uri())
+    monkeypatch.setattr(fashion_mnist, "PACKAGE_FOLDER", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MaskDMError) as caught:
+        prepare(settings("fashion_mnist", channels=1, image_size=32), Path("data/prepared"), Path("data/raw"))
+    said = str(caught.value)
+    assert "apt-get: there is none on this machine" in said
+    home = Path("data/raw/fashion_mnist")
+    assert said.endswith(
+        f"place the four *-ubyte.gz files from {fashion_mnist.PAGE} in {home}, or set data.root to their folder"
+    )
+    assert "\n" not in said
+    assert not Path("data/prepared").exists()
+
+
+def test_on_windows_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        "error: Windows: processes there start and stop otherwise; allowed: Linux, macOS, or WSL 2\n"
+    )
 
 
 def from_archive(folder: Path) -> None:
