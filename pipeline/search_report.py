@@ -6,7 +6,7 @@ python -m pipeline.search_report [--large]
 import argparse
 
 from maskdm.engine.searching import LARGE, SMALL
-from maskdm.reporting.search_page import write_search
+from maskdm.reporting.search_report import write_search
 from maskdm.runtime.errors import exit_with_one_line
 
 
