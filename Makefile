@@ -5,7 +5,7 @@ READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test test-slow smoke study scm unlock ui plan profile sync
+.PHONY: repro test test-slow verify smoke study scm unlock ui plan profile sync
 
 repro: $(READY) scm unlock  ## The whole comparison of params.yaml; goes on where it was stopped
 	$(IN_VENV) maskdm plan --brief
@@ -19,6 +19,9 @@ test: $(READY)  ## Lint, types, tests
 
 test-slow: $(READY)  ## What takes minutes each: `make test` leaves it out
 	$(IN_VENV) pytest -m slow
+
+verify: $(READY)  ## Train one row of every published table again and write the pages again: what still holds here? Nightly
+	$(IN_VENV) maskdm verify $(if $(BUDGET),--budget $(BUDGET))
 
 scm:  ## Tell DVC of a project without git, downloaded as an archive, that it has none: it would stop
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || printf '[core]\n    no_scm = true\n' > .dvc/config.local

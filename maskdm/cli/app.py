@@ -1,5 +1,6 @@
 """The Typer app: all commands, and how an error of any of them ends: one line, and a status that is not 0."""
 
+import sys
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ from maskdm.cli import (
     searching,
     store,
     training,
+    verifying,
     weights,
 )
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
@@ -46,6 +48,7 @@ app.command("plan", rich_help_panel=PLAN)(planning.plan)
 app.command("profile", rich_help_panel=PLAN)(planning.profile)
 app.command("train", rich_help_panel=RUN)(training.train)
 app.command("reproduce", rich_help_panel=RUN)(comparing.reproduce)
+app.command("verify", rich_help_panel=RUN)(verifying.verify)
 app.command("search", rich_help_panel=RUN)(searching.search)
 app.command("sample", rich_help_panel=WEIGHTS)(sampling.sample)
 app.command("interpolate", rich_help_panel=WEIGHTS)(sampling.interpolate)
@@ -79,6 +82,8 @@ def about() -> None:
 def main() -> None:
     """Run the command line of this process."""
     with exit_with_one_line():
+        if sys.platform == "win32":
+            raise MaskDMError("Windows: processes there start and stop otherwise; allowed: Linux, macOS, or WSL 2")
         try:
             status = _run()
         except SystemExit as ended:

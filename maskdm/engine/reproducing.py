@@ -12,7 +12,7 @@ from maskdm.engine.trial import trial_identity
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT, STUDY
 from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import Record, Stage, read_record
+from maskdm.tracking.records import Machine, Record, Stage, read_record
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,28 @@ def _recorded(project: Project, comparison: str, arm: str, seed: int) -> Record:
     if found is None:
         raise MaskDMError(f"records/{stage}: no record of {key}; `{command}` makes it")
     record, machine = found
-    trial = project.trial(arm, seed)
-    if machine:  # a row of another kind of device is the same row
+    require_today(record, machine, project.trial(arm, seed), True, command)
+    return record
+
+
+def require_today(record: Record, machine: Machine | None, trial: Project, judged: bool, command: str) -> None:
+    """Refuse a record that the settings and the data would not give today. Another kind of device is none of it.
+
+    Args:
+        record: what is recorded.
+        machine: where it came about; None: not known.
+        trial: what it should be of.
+        judged: whether it holds measures of samples.
+        command: what makes it anew.
+
+    Raises:
+        MaskDMError: it is of other settings, data or numerics.
+    """
+    if machine:
         device = "cpu" if machine.hardware["device"] == "cpu" else "cuda"
         trial = replace(trial, device=torch.device(device))
-    if record.identity != trial_identity(trial, judged=True):
+    if record.identity != trial_identity(trial, judged):
         raise MaskDMError(
-            f"records/{stage}: {key} is of other settings, data or numerics than today's; `{command}` makes it anew"
+            f"records/{record.stage}: {record.key} is of other settings, data or numerics than today's; `{command}` "
+            "makes it anew"
         )
-    return record

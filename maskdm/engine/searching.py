@@ -142,6 +142,11 @@ class Search:
             f"trial{trial.number}": phases_of(trial, settings.space, params.grid)
             for trial in best_trials(study, settings.confirm)
         }
+        return self.confirmation_of(best)
+
+    def confirmation_of(self, best: dict[str, tuple[Phase, ...]]) -> Params:
+        """The same of trials whose phases are known."""
+        params, settings = self.project.params, self.project.params.search
         others = {"paper": paper_phases(settings.space, params.grid, settings.finetune), SCRATCH: ()}
         arms = {name: (*phases, settings.finetune) for name, phases in (best | others).items()}
         return comparison(params, arms, settings.confirm_seeds, SCRATCH)

@@ -110,6 +110,7 @@ STAGES: dict[str, Callable[[Project], None]] = {"pretrain": pretrain, "finetune"
 def run_seeds(stage: str, arm: str, seeds: Sequence[int]) -> None:
     """A stage of some trials, one after the other, in this process and those that torchrun started beside it."""
     with started_processes() as processes:
+        processes.require_shared(ROOT / "work")
         project = Project.open(processes)
         for seed in seeds:
             STAGES[stage](project.trial(arm, seed))

@@ -38,13 +38,18 @@ def count_workers(arguments: argparse.Namespace) -> int:
     Raises:
         MaskDMError: it is not a positive number.
     """
-    import torch  # not above: what loads it takes seconds, which `load_libraries` uses
-
     if arguments.workers is None:
-        return torch.cuda.device_count() or count_cores()
+        return default_workers()
     if arguments.workers < 1:
         raise MaskDMError(f"--workers={arguments.workers}; allowed: a whole number from 1")
     return int(arguments.workers)
+
+
+def default_workers() -> int:
+    """One for each GPU, or for each core."""
+    import torch  # not above: what loads it takes seconds, which `load_libraries` uses
+
+    return torch.cuda.device_count() or count_cores()
 
 
 def visible_gpus() -> list[str]:

@@ -11,6 +11,8 @@ from maskdm.tracking.records import Record, distance_metric, read_arms, read_rec
 
 BySeed = Mapping[int, Record]
 
+ROUNDING = 0.01  # by how much a trial may end elsewhere on a machine that rounds otherwise
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -103,6 +105,24 @@ def expect(published: Sequence[Record], new: Record) -> list[Expectation]:
         mean = sum(values) / len(values)
         found.append(Expectation(name, float(new.summary[name]), mean, *prediction_interval(values)))
     return found
+
+
+def expect_again(published: Record, new: Record, is_same_kind: bool) -> list[Expectation]:
+    """Every final value of a trial that was trained again with its own seed.
+
+    Args:
+        published: what was recorded of it.
+        new: of now.
+        is_same_kind: whether both machines round alike: then every digit must be the same. Else the held-out loss may
+            differ by `ROUNDING`.
+    """
+    room = dict.fromkeys(published.summary, 0.0) if is_same_kind else {"heldout_loss": ROUNDING}
+    ordered = sorted(room, key=lambda name: name != "heldout_loss")
+    found = [(name, float(published.summary[name]), float(new.summary[name])) for name in ordered]
+    return [
+        Expectation(name, value, before, before - room[name] * abs(before), before + room[name] * abs(before))
+        for name, before, value in found
+    ]
 
 
 def _measures(pairs: Sequence[tuple[Record, Record]]) -> list[str]:

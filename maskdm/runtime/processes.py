@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import write_atomically
 
 TIMEOUT = timedelta(days=1)  # torchrun notices a dead process; a long wait for the first one's metrics is no error
 GRACE_SECONDS = 5.0  # how long a process that fails waits, so that the one that failed first says why
@@ -82,6 +85,28 @@ class Processes:
         """Until every process is here."""
         self.agree(False)
 
+    def require_shared(self, folder: Path) -> None:
+        """Check that all machines see one folder: else each would go on from files that the others do not have.
+
+        Raises:
+            MaskDMError: they see different ones.
+        """
+        if self.count == 1:
+            return
+        names: list[str] = [""] * self.count
+        dist.all_gather_object(names, uuid4().hex)
+        mark = folder / f"shared-{names[0]}"
+        if self.is_main:
+            write_atomically(mark, lambda _: None)
+        self.wait()
+        (is_missing,) = self.agree(not mark.is_file())
+        if self.is_main:
+            mark.unlink()
+        if is_missing:
+            raise MaskDMError(
+                f"{Path.cwd()}: another machine of this torchrun works in another folder; allowed: one that all share"
+            )
+
 
 ALONE = Processes()
 
@@ -110,5 +135,12 @@ def started_processes() -> Iterator[Processes]:
             time.sleep(2 * GRACE_SECONDS)  # torchrun ends this process meanwhile, if the main one has failed as well
         elif not isinstance(error, MaskDMError):
             time.sleep(GRACE_SECONDS)  # and this one, if it has only lost another
+        if _has_lost_another(error):  # on a machine that is gone: nobody there can say more
+            raise MaskDMError("a process on another machine was lost; the same command goes on from here") from None
         raise
     dist.destroy_process_group()
+
+
+def _has_lost_another(error: Exception) -> bool:
+    """Whether another process ended in the middle of what both were at: gloo raises nothing more special."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -24,6 +25,7 @@ from maskdm.runtime.processes import ALONE
 from maskdm.tracking.records import read_record, read_records, read_step_times, record_path
 from pipeline import prepare, reference
 from tests.pipeline.test_pipeline import command
+from tests.servers import free_port
 from tests.workspace import ENVIRONMENT, make_workspace, write_params
 
 BUDGET = {"train_flops": 6e9, "snapshots": [0.5, 1.0]}  # 240 and 120 steps: time to interrupt the second phase
@@ -174,6 +176,55 @@ def test_the_users_own_torchrun_trains_seed_after_seed(project: Path) -> None:
     torchrun = ("torchrun", "--standalone", "--nproc-per-node=2", "-m", "pipeline.pretrain", "scratch")
     command(project, *torchrun, CUDA_VISIBLE_DEVICES="")
     assert {path.parent.name for path in (project / "runs/pretrain/scratch").glob("*/training.json")} == {"0", "1"}
+
+
+# --- two machines: an agent of torchrun each ----------------------------------------------------------------
+
+
+def start_agents(*folders: Path) -> list[subprocess.Popen[str]]:
+    """Two agents that meet on this machine, as those of two machines do, each with a process of its own."""
+    meeting = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
+    torchrun = ("torchrun", *meeting, "--rdzv-id=1", "--local-addr=127.0.0.1", "-m", "pipeline.pretrain", "scratch")
+    return [
+        subprocess.Popen(
+            torchrun, cwd=folder, env=ON_CORES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for folder in folders
+    ]
+
+
+@pytest.mark.slow
+def test_machines_without_a_shared_folder_are_told_so(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "other", symlinks=True)
+    agents = start_agents(project, tmp_path / "other")
+    said = "".join(agent.communicate(timeout=600)[0] for agent in agents)
+    assert all(agent.returncode for agent in agents)
+    assert "error: " in said
+    assert ": another machine of this torchrun works in another folder; allowed: one that all share\n" in said
+    assert not list((project / "work").glob("shared-*"))
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_is_one_line_and_the_same_command_goes_on(project: Path) -> None:
+    write_params(project, budget=BUDGET | {"train_flops": 6e10}, recipe="paper", seeds=[0])
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    agents = start_agents(project, project)
+    deadline = time.monotonic() + 600
+    while not (state := list((project / "work").rglob("*.pt"))):
+        assert all(agent.poll() is None for agent in agents), agents[0].communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    lost = psutil.Process(agents[1].pid)
+    for process in (lost, *lost.children(recursive=True)):
+        process.kill()
+    said = agents[0].communicate(timeout=600)[0]
+    assert agents[0].returncode
+    assert state
+    assert said.count("a process on another machine was lost; the same command goes on from here") <= 1
+    again = start_agents(project, project)
+    output = [agent.communicate(timeout=600)[0] for agent in again]
+    assert [agent.returncode for agent in again] == [0, 0], output
+    assert (project / "runs/pretrain/scratch/0/training.json").is_file()
 
 
 @pytest.mark.parametrize("value", ["two", "0", "-1", "1.5"])
