@@ -12,6 +12,7 @@ Stages, and DVC itself, run as forks of this process, which has loaded the libra
 
 import argparse
 import gc
+import importlib
 import json
 import mmap
 import multiprocessing
@@ -23,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +65,7 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGI
 FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
 JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
+HAVE_WORKERS = "pretrain@staged|finetune|evaluate|search$|part|tuning"
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
 MACHINE = ("timing.json", "step_time.json", "machine.json", "report.md", "index.html", "search.md", "*.png", "*.lock")
 CONTEXT = multiprocessing.get_context("fork")
@@ -171,7 +174,8 @@ class Fork:
             os.dup2(file.fileno(), 2)
         os.chdir(folder)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore it
-        function()
+        with noted_modules():
+            function()
 
     @property
     def alive(self) -> bool:
@@ -187,7 +191,32 @@ class Fork:
         if self._process.exitcode is None:
             os.killpg(self.pid, signal.SIGKILL)
             raise RuntimeError("it hangs")
+        load_noted_modules()
         return self._process.exitcode
+
+
+NOTED = Path(tempfile.mkdtemp(prefix="maskdm-faults-")) / "modules"
+NOT_TO_LOAD = re.compile(r"__m|pipeline|tests|multiprocessing|readline")
+
+
+@contextmanager
+def noted_modules() -> Iterator[None]:
+    """Note what is imported in the `with` block: the next forks shall have it."""
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        with NOTED.open("a") as file:
+            file.write("".join(f"{name}\n" for name in set(sys.modules) - before if not NOT_TO_LOAD.match(name)))
+
+
+def load_noted_modules() -> None:
+    """Import what was noted."""
+    names = NOTED.read_text().split() if NOTED.exists() else []
+    NOTED.unlink(missing_ok=True)
+    for name in sorted(set(names) - set(sys.modules)):
+        with suppress(Exception):
+            importlib.import_module(name)
 
 
 class ForkedStage:
@@ -214,7 +243,8 @@ def run_stage(command: Sequence[str], env: dict[str, str] | None = None) -> None
     if MOMENT:
         MOMENT.watch("s")
     sys.argv = list(command)
-    run_module(command[0], run_name="__main__")
+    with noted_modules():
+        run_module(command[0], run_name="__main__")
 
 
 def run_dvc(target: str) -> None:
@@ -278,6 +308,7 @@ class Before:
     """What is known of a stage from the undisturbed run."""
 
     state: Path  # copy of the project before it
+    state_after: Path
     after: dict[str, Any]  # of `all_facts`, when it had run
     changes: list[str]  # of files, in order
 
@@ -286,59 +317,58 @@ class Lab:
     """The project, the states of its undisturbed run, and how commands run in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.project = folder, folder / "project"  # MLflow notes absolute paths
+        self.folder, self.project = folder, folder / "project"  # the same place for all: MLflow notes absolute paths
         self.output, self.log = folder / "output", folder / "changes"
-        self.befores: dict[str, Before] = {}
 
-    def build(self) -> None:
-        """Run all stages once, or read what an earlier run of this harness has left."""
-        done = self.folder / "undisturbed.json"
-        if done.is_file():
-            found = json.loads(done.read_text())
-            self.befores = {
-                target: Before(self.state(target), after, changes) for target, (after, changes) in found.items()
-            }
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        make_workspace(self.project, "smoke")
-        write_params(self.project)
+    def undisturbed(self, target: str) -> Before:
+        """Run a stage behind those before it, or read what an earlier run of this harness has left of that."""
+        state, after = self.state(target), self.state(target, 1)
+        known = after.with_suffix(".json")
+        if not known.is_file():
+            shutil.rmtree(after, ignore_errors=True)
+            if target == TARGETS[0]:
+                self.make(state)
+            began = time.monotonic()
+            with copied(state, self.project, is_small=False):
+                moment = Moment(self.project, None, "dsw", self.log)
+                if self.start(partial(run_dvc, target), moment).wait():
+                    raise RuntimeError(f"dvc repro {target} failed:\n{self.said()}")
+                found = {"after": self.facts(), "changes": moment.changes()}
+                moment.close()
+                shutil.copytree(self.project, after, symlinks=True)
+            known.write_text(json.dumps(found))
+            count = len(found["changes"])
+            print(f"undisturbed {target}: {time.monotonic() - began:.0f} s, {count} changes of files", flush=True)
+        return Before(state, after, **json.loads(known.read_text()))
+
+    def make(self, state: Path) -> None:
+        """The project, before anything has run."""
+        shutil.rmtree(self.folder / "states", ignore_errors=True)
+        make_workspace(state, "smoke")
+        write_params(state)
         tuning = {"seed": 9, "train_flops": 4e9, "trials": 3, "arms": ARMS, "recipe": "adamw"}
         blocks = {"parts": {"first": FIRST | {"seeds": [1]}}, "tunings": {"both": tuning}, "sets": {}, "set_parts": {}}
-        write_blocks(self.project, json.loads(json.dumps(blocks)))
-        for target in TARGETS:
-            began = time.monotonic()
-            shutil.copytree(self.project, self.state(target), symlinks=True)
-            moment = Moment(self.project, None, "dsw", self.log)
-            if self.start(partial(run_dvc, target), moment).wait():
-                raise RuntimeError(f"dvc repro {target} failed:\n{self.said()}")
-            self.befores[target] = Before(self.state(target), self.facts(), moment.changes())
-            seconds, count = time.monotonic() - began, len(moment.changes())
-            print(f"undisturbed {target}: {seconds:.0f} s, {count} changes of files", flush=True)
-            moment.close()
-        for file in ("dvc.lock", "study/dvc.lock"):
-            (self.folder / "locks" / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.project / file, self.folder / "locks" / file)
-        done.write_text(json.dumps({target: (each.after, each.changes) for target, each in self.befores.items()}))
+        write_blocks(state, json.loads(json.dumps(blocks)))
 
-    def state(self, target: str) -> Path:
-        """Where the copy of the project before a stage is."""
-        return self.folder / "before" / re.sub(r"\W", "-", target)
+    def state(self, target: str, behind: int = 0) -> Path:
+        """Where the copy of the project before a stage is, or after it."""
+        return self.folder / "states" / f"{TARGETS.index(target) + behind:02d}"
 
     def places_of(self, target: str) -> list[str]:
         """What the stage and those before it read and write, by DVC's lock file; where it works, and what tracks it."""
         lock: dict[str, Any] = {}
         for file in ("dvc.lock", "study/dvc.lock"):
-            stages = YAML(typ="safe").load(self.folder / "locks" / file)["stages"]
-            lock |= {
-                f"{file}:{name}".removeprefix("dvc.lock:").replace(".lock:", ".yaml:"): stages[name] for name in stages
-            }
-        makers = {out["path"]: name for name, stage in lock.items() for out in stage["outs"]}
+            path = self.state(target, 1) / file
+            stages = YAML(typ="safe").load(path)["stages"] if path.is_file() else {}
+            prefix = "" if file == "dvc.lock" else "study/dvc.yaml:"
+            lock |= {prefix + name: stage for name, stage in stages.items()}
+        makers = [(out["path"], name) for name, stage in lock.items() for out in stage["outs"]]
         found, waiting = set[str](), [target]
         while waiting:
             stage = lock[waiting.pop()]
             read = [dep["path"] for dep in stage.get("deps", []) if not dep["path"].startswith(("maskdm", "pipeline"))]
             found |= {*read, *(out["path"] for out in stage["outs"])}
-            waiting += [makers[path] for path in read if path in makers]
+            waiting += [name for path in read for out, name in makers if out == path or out.startswith(f"{path}/")]
         return [*sorted(found), "work", "mlflow.db", "dvc.lock"]
 
     def start(self, command: Callable[[], object], moment: Moment | None = None) -> Fork:
@@ -404,24 +434,26 @@ class Case:
         return partial(run_dvc, self.target) if self.through == "dvc" else partial(run_stage, command_of(self.target))
 
     @property
+    def as_json(self) -> dict[str, Any]:
+        return {"number": self.number, "fault": self.fault, "through": self.through, "target": self.target}
+
+    @property
     def name(self) -> str:
         return f"{self.number:3d} {self.fault:<13} {self.through:<5} {self.target:<26}"
 
 
-def draw_case(number: int, seed: int, befores: dict[str, Before]) -> Case:
+def draw_case(number: int, seed: int) -> Case:
     """The case of a number: the faults in turn, of stages that have something to be hit."""
     draw, fault = random.Random(f"{seed}/{number}"), FAULTS[number % len(FAULTS)]
     # Files are torn where users work: DVC is the one that sees whether what stages have handed on is what it was.
     through = "dvc" if fault == "torn file" else draw.choice(("dvc", "stage"))
-    fitting = [
-        target for target in TARGETS if fault != "worker killed" or any(c[0] == "w" for c in befores[target].changes)
-    ]
+    fitting = [target for target in TARGETS if fault != "worker killed" or re.search(HAVE_WORKERS, target)]
     return Case(number, draw.choice(fitting), fault, through, draw)
 
 
 def run_case(lab: Lab, case: Case) -> tuple[str, str]:
     """Where the fault was, and how it ended: `equal`, or what is wrong."""
-    before = lab.befores[case.target]
+    before = lab.undisturbed(case.target)
     kinds = "w" if case.fault == "worker killed" else "dsw" if case.through == "dvc" else "sw"
     count = sum(change[0] in kinds for change in before.changes)
     moment = Moment(lab.project, case.draw.randint(1, count), kinds, lab.log)
@@ -649,22 +681,22 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="of the faults, a pattern; or the number of a case")
     parser.add_argument("--folder", type=Path, default=Path("build/faults"))
     given = parser.parse_args()
-    prepare_forks()
     lab = Lab(given.folder.resolve())
-    lab.build()
+    prepare_forks()
     results = lab.folder / f"cases-{given.seed}.jsonl"
+    lab.folder.mkdir(parents=True, exist_ok=True)
     results.touch()
     done = {case["number"]: case for case in map(json.loads, results.read_text().splitlines())}
-    for number in range(given.count):
-        case = draw_case(number, given.seed, lab.befores)
-        if number in done or not (fnmatch(case.fault, given.only) or given.only == str(number)):
+    cases = [draw_case(number, given.seed) for number in range(given.count)]
+    for case in sorted(cases, key=lambda case: (TARGETS.index(case.target), case.number)):
+        if case.number in done or not (fnmatch(case.fault, given.only) or given.only == str(case.number)):
             continue
         began = time.monotonic()
         where, ended = run_case(lab, case)
         print(f"{case.name} {where}: {ended} ({time.monotonic() - began:.0f} s)", flush=True)
-        done[number] = {"number": number, "fault": case.fault, "target": case.target, "where": where, "ended": ended}
+        done[case.number] = {**case.as_json, "where": where, "ended": ended}
         with results.open("a") as file:
-            file.write(json.dumps(done[number]) + "\n")
+            file.write(json.dumps(done[case.number]) + "\n")
     for fault in FAULTS:
         ends = Counter(str(each["ended"]).split()[0] for each in done.values() if each["fault"] == fault)
         print(f"{fault}: {dict(ends)}")

@@ -53,10 +53,12 @@ def check_checksums(folder: Path, remedy: str) -> None:
     if not path.is_file():
         return
     with reading(path, remedy):
-        lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-        for digest, name in lines or [("", CHECKSUMS)]:
-            if name == CHECKSUMS or file_sha256(folder / name) != digest:
-                raise MaskDMError(f"{folder / name}: damaged: it is not what was written; {remedy}")
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in path.read_text("utf-8").splitlines())}
+    for name, digest in (sums or {CHECKSUMS: ""}).items():  # a power cut may have left an empty one
+        with reading(folder / name, remedy):
+            found = file_sha256(folder / name)
+        if found != digest:
+            raise MaskDMError(f"{folder / name}: damaged: it is not what was written; {remedy}")
 
 
 def sqlite_url(path: Path) -> str:
