@@ -5,6 +5,22 @@ READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
+# Whether DVC would take a lock file, which says what has run: of one that is gone, what is trained stays.
+define DVC_TAKES
+import sys
+try:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML
+except ImportError:
+    sys.exit()
+try:
+    COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(open(sys.argv[1], encoding="utf-8")))
+except Exception:
+    print(f"{sys.argv[1]} was torn and is removed: stages run again, and find what is trained", file=sys.stderr)
+    sys.exit(1)
+endef
+export DVC_TAKES
+
 .PHONY: repro test test-slow smoke study scm unlock ui plan profile sync
 
 repro: $(READY) scm unlock  ## The whole comparison of params.yaml; goes on where it was stopped
@@ -23,8 +39,11 @@ test-slow: $(READY)  ## What takes minutes each: `make test` leaves it out
 scm:  ## Tell DVC of a project without git, downloaded as an archive, that it has none: it would stop
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || printf '[core]\n    no_scm = true\n' > .dvc/config.local
 
-unlock:  ## Remove DVC's lock file if a kill has torn it: DVC stops at half of one, though it takes over a whole one
+unlock:  ## Remove those of DVC's own files that a kill or a full disk has torn: DVC stops at half of one
 	@test ! -e .dvc/tmp/rwlock || $(PYTHON) -m json.tool .dvc/tmp/rwlock /dev/null 2>/dev/null || rm .dvc/tmp/rwlock
+	@for lock in dvc.lock study/dvc.lock; do \
+		test ! -e $$lock || $(IN_VENV) python -c "$$DVC_TAKES" $$lock || rm $$lock; \
+	done
 
 smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
 	$(IN_VENV) python -m tests.workspace build/smoke smoke

@@ -1,6 +1,6 @@
 """A hundred faults: does the same command go on to the same results, or one line say what to delete?
 
-python -m tests.faults [--count 100] [--seed 0] [--only PATTERN] [--folder build/faults]
+python -m tests.faults [--count 100] [--seed 0] [--faults PATTERN] [--targets PATTERN] [--folder build/faults]
 
 A toy project is run once, stage after stage, and its state before each is kept. A case is a stage, a fault and a
 moment, drawn from the seed and the case's number: the stage runs on a copy of its state and meets the fault just before
@@ -41,7 +41,10 @@ from typing import Any
 import dvc.cli
 import dvc.repo.reproduce
 import dvc.stage.run
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
 
 import maskdm.engine.launch
 import maskdm.engine.searching
@@ -57,8 +60,8 @@ from tests.pipeline.test_tune import ARMS
 from tests.workspace import PROJECT, make_workspace, write_params
 
 TARGETS = (  # as `dvc repro` takes them, in the order in which they are run once
-    *("prepare", "reference", "masks", "step_time", "pretrain@scratch", "pretrain@staged", "finetune@scratch"),
-    *("finetune@staged", "evaluate@scratch", "evaluate@staged", "report", "search", "search_report", "page"),
+    *("prepare", "pretrain@staged", "finetune@staged", "reference", "evaluate@staged", "pretrain@scratch"),
+    *("finetune@scratch", "evaluate@scratch", "masks", "step_time", "report", "search", "search_report", "page"),
     *("study/dvc.yaml:part@first", "study/dvc.yaml:tuning@both"),
 )
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
@@ -376,7 +379,7 @@ class Lab:
         global MOMENT
         MOMENT = moment
         self.output.write_bytes(b"")
-        if (self.project / ".dvc" / "tmp" / "rwlock").exists():  # as `make repro` does: a kill can tear it
+        if (self.project / ".dvc" / "tmp" / "rwlock").exists() or is_torn(self.project):  # as `make repro` does
             subprocess.run(["make", "--silent", "-f", PROJECT / "Makefile", "unlock"], cwd=self.project, check=True)
         try:
             return Fork(command, self.project, self.output)
@@ -398,6 +401,16 @@ class Lab:
             raise RuntimeError(f"the results cannot be read: {self.said()}")
         content: dict[str, Any] = json.loads(found.read_text())
         return content
+
+
+def is_torn(project: Path) -> bool:
+    """Whether DVC would stop at its lock file."""
+    with suppress(FileNotFoundError):
+        try:
+            COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(project / "dvc.lock"))
+        except (YAMLError, Invalid):
+            return True
+    return False
 
 
 def write_facts(path: Path) -> None:
@@ -678,7 +691,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="*", help="of the faults, a pattern; or the number of a case")
+    parser.add_argument("--faults", default="*", help=f"those that fit a pattern, of: {', '.join(FAULTS)}")
+    parser.add_argument("--targets", default="*", help="of the stages, those that fit a pattern")
     parser.add_argument("--folder", type=Path, default=Path("build/faults"))
     given = parser.parse_args()
     lab = Lab(given.folder.resolve())
@@ -689,8 +703,10 @@ def main() -> None:
     done = {case["number"]: case for case in map(json.loads, results.read_text().splitlines())}
     cases = [draw_case(number, given.seed) for number in range(given.count)]
     for case in sorted(cases, key=lambda case: (TARGETS.index(case.target), case.number)):
-        if case.number in done or not (fnmatch(case.fault, given.only) or given.only == str(case.number)):
+        if case.number in done or not (fnmatch(case.fault, given.faults) and fnmatch(case.target, given.targets)):
             continue
+        for target in TARGETS[: TARGETS.index(case.target)]:
+            lab.undisturbed(target)
         began = time.monotonic()
         where, ended = run_case(lab, case)
         print(f"{case.name} {where}: {ended} ({time.monotonic() - began:.0f} s)", flush=True)

@@ -103,7 +103,13 @@ FILES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]]
 # A new database; a table of one column; no records, so that all is done again.
 STILL_WHOLE = {("mlflow.db", nothing), ("trials.csv", half), ("records/search/trials.jsonl", nothing)}
 # Of a single bit, only files whose content has a checksum: DVC hashes the data, and a line of records has its own.
-SUMMED = ("phase0.pt", "weights/diffusion_pytorch_model.safetensors", KEY.filename, "0.5.json", "records/search/trials.jsonl")
+SUMMED = (
+    "phase0.pt",
+    "weights/diffusion_pytorch_model.safetensors",
+    KEY.filename,
+    "0.5.json",
+    "records/search/trials.jsonl",
+)
 CASES = [(file, damage) for file in FILES for damage in (half, nothing, flipped) if (file, damage) not in STILL_WHOLE]
 CASES += [(file, one_bit) for file in SUMMED]
 
