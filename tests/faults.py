@@ -70,7 +70,6 @@ JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
 HAVE_WORKERS = "pretrain@staged|finetune|evaluate|search$|part|tuning"
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
-MACHINE = ("timing.json", "step_time.json", "machine.json", "report.md", "index.html", "search.md", "*.png", "*.lock")
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -116,6 +115,8 @@ class Moment:
         kind = self._kind if os.getpid() == self._main else "w"
         place = changed_file(event, arguments)
         if place is None or kind not in self.kinds or not os.path.abspath(place).startswith(self.folder):
+            return
+        if place.endswith(".lock") and not place.endswith("dvc.lock"):  # who waits for one opens it again and again
             return
         count = memoryview(self._memory).cast("q")
         count[0] += 1
