@@ -67,6 +67,7 @@ TARGETS = (  # as `dvc repro` takes them, in the order in which they are run onc
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
 FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
 JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
+TOO_LATE = "after the end"  # the run had fewer changes than the undisturbed one: nothing was disturbed
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
 HAVE_WORKERS = "pretrain@staged|finetune|evaluate|search$|part|tuning"
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
@@ -474,7 +475,8 @@ def run_case(lab: Lab, case: Case) -> tuple[str, str]:
     with copied(before.state, lab.project, is_small=case.fault == "full disk"):
         try:
             where, ended = disturb(lab, case, moment)
-            return where, ended or recover(lab, case, before.after)
+            ended = ended or recover(lab, case, before.after)
+            return where, f"too late, {ended}" if where.startswith(TOO_LATE) and ended == "equal" else ended
         except RuntimeError as error:
             return "", f"FAILED: {error}"
         finally:
@@ -487,7 +489,7 @@ def disturb(lab: Lab, case: Case, moment: Moment) -> tuple[str, str | None]:
     where = moment.reached(process)
     if where is None:
         process.wait()
-        where = "after the end"
+        where = TOO_LATE
     note = ""
     filler = lab.project / "filler"
     if case.fault in SIGNALS:
