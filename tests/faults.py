@@ -67,7 +67,7 @@ TARGETS = (  # as `dvc repro` takes them, in the order in which they are run onc
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
 FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
 JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
-TOO_LATE = "after the end"  # the run had fewer changes than the undisturbed one: nothing was disturbed
+TOO_LATE = "after the end"  # a run on a faster machine saves its state less often: another moment is drawn
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
 HAVE_WORKERS = "pretrain@staged|finetune|evaluate|search$|part|tuning"
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
@@ -96,6 +96,11 @@ class Moment:
         self._log = os.open(log, os.O_RDWR | os.O_APPEND)
         self._wait, self._go = os.pipe()
         self._kind, self._main = "", 0
+
+    @property
+    def count(self) -> int:
+        """Changes so far."""
+        return int(memoryview(self._memory).cast("q")[0])
 
     @property
     def offset(self) -> float:
@@ -273,6 +278,8 @@ def prepare_forks() -> None:
     maskdm.engine.workers.load_libraries = maskdm.engine.launch.load_libraries = lambda: None
     maskdm.engine.train.PhaseTrainer = partial(PhaseTrainer, checkpoint_seconds=0.5)  # type: ignore[misc,assignment]
     dvc.stage.run.subprocess = SimpleNamespace(Popen=ForkedStage)  # type: ignore[attr-defined]
+    # As where a new program is started: what a stage does at SIGTERM is not what its workers do.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     patch_clock()
 
 
@@ -471,16 +478,20 @@ def run_case(lab: Lab, case: Case) -> tuple[str, str]:
     before = lab.undisturbed(case.target)
     kinds = "w" if case.fault == "worker killed" else "dsw" if case.through == "dvc" else "sw"
     count = sum(change[0] in kinds for change in before.changes)
-    moment = Moment(lab.project, case.draw.randint(1, count), kinds, lab.log)
-    with copied(before.state, lab.project, is_small=case.fault == "full disk"):
-        try:
-            where, ended = disturb(lab, case, moment)
-            ended = ended or recover(lab, case, before.after)
-            return where, f"too late, {ended}" if where.startswith(TOO_LATE) and ended == "equal" else ended
-        except RuntimeError as error:
-            return "", f"FAILED: {error}"
-        finally:
-            moment.close()
+    for _ in range(3):
+        moment = Moment(lab.project, case.draw.randint(1, max(1, count)), kinds, lab.log)
+        with copied(before.state, lab.project, is_small=case.fault == "full disk"):
+            try:
+                where, ended = disturb(lab, case, moment)
+                ended = ended or recover(lab, case, before.after)
+            except RuntimeError as error:
+                return "", f"FAILED: {error}"
+            finally:
+                count = moment.count
+                moment.close()
+        if not where.startswith(TOO_LATE):
+            break
+    return where, f"too late, {ended}" if where.startswith(TOO_LATE) and ended == "equal" else ended
 
 
 def disturb(lab: Lab, case: Case, moment: Moment) -> tuple[str, str | None]:
@@ -608,6 +619,8 @@ def find(project: Path, patterns: Sequence[str], places: Sequence[str]) -> Itera
 @contextmanager
 def copied(state: Path, project: Path, is_small: bool) -> Iterator[None]:
     """The project in a state, on a disk of its own if it is to become full. Needs Linux, and root for the disk."""
+    if project.is_mount():  # left by a kill
+        subprocess.run(["umount", "--lazy", project], check=True)
     shutil.rmtree(project, ignore_errors=True)
     if not is_small:
         shutil.copytree(state, project, symlinks=True)
