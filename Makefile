@@ -26,8 +26,9 @@ verify: $(READY)  ## Train one row of every published table again and write the 
 scm:  ## Tell DVC of a project without git, downloaded as an archive, that it has none: it would stop
 	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .dvc/config.local || printf '[core]\n    no_scm = true\n' > .dvc/config.local
 
-unlock:  ## Remove DVC's lock file if a kill has torn it: DVC stops at half of one, though it takes over a whole one
+unlock:  ## Remove those of DVC's own files that a kill or a full disk has torn: DVC stops at half of one
 	@test ! -e .dvc/tmp/rwlock || $(PYTHON) -m json.tool .dvc/tmp/rwlock /dev/null 2>/dev/null || rm .dvc/tmp/rwlock
+	@$(IN_VENV) $(PYTHON) -m maskdm.runtime.dvc_lock dvc.lock study/dvc.lock
 
 smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
 	$(IN_VENV) python -m tests.workspace build/smoke smoke

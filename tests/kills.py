@@ -59,6 +59,7 @@ KINDS = {
     "fine-tuning": re.compile(r"finetune@\w+ finetune "),
     "evaluation": re.compile(r"evaluate@\w+ evaluate "),
 }
+OF_A_RUN = ("timing.json", "SHA256SUMS")  # files that hold seconds, and the sums of these
 OF_THE_MACHINE = re.compile(r"(train_|stage_)?seconds.*|images_per_second.*|peak_memory_bytes.*")
 
 
@@ -138,9 +139,9 @@ class Repro:
         return Activity(name, time.monotonic() - self._started)
 
 
-def wait_for_workers(folder: Path) -> None:
+def wait_for_workers(folder: Path, seconds: float = 30) -> None:
     """Until the workers of the stage, which are no longer of its process group, have noticed that it is gone."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + seconds
     while any(Path(os.readlink(link)) == folder.resolve() for link in working_folders()):
         if time.monotonic() > deadline:
             raise RuntimeError(f"{folder}: a worker outlives its stage")
@@ -222,10 +223,10 @@ def on_disk(folder: Path, stage: str) -> str:
 def facts(folder: Path, only: str = "") -> dict[str, Any]:
     """All that must not depend on interruptions, by name; those whose name contains `only`."""
     found: dict[str, Any] = {}
-    for path in (*folder.glob("runs/**/*"), folder / "records" / "reference.json"):
-        if path.is_file() and path.name != "timing.json":
+    for path in (*folder.glob("data/**/*"), *folder.glob("runs/**/*"), *folder.glob("records/reference*.json")):
+        if path.is_file() and path.name not in OF_A_RUN:
             found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for record, _ in read_records(folder, ("default",)):
+    for record, _ in read_records(folder):
         found[f"records/{record.stage}/{record.key}"] = asdict(record)
     for path in folder.glob("reports/**/*.csv"):
         table = pd.read_csv(path)
@@ -240,6 +241,8 @@ def tracked(folder: Path) -> dict[str, Any]:
 
     Of metrics of the machine only the steps are looked at, and those of the system, sampled by the clock, not at all.
     """
+    if not (folder / "mlflow.db").is_file():
+        return {}
     os.environ.update(MLFLOW_SETTINGS)
     from mlflow import MlflowClient
 
@@ -256,6 +259,11 @@ def tracked(folder: Path) -> dict[str, Any]:
             timed = OF_THE_MACHINE.fullmatch(metric)
             points = sorted((point.step, None if timed else point.value) for point in history)
             found[f"mlflow {name}: {metric}"] = points
+    models = Counter(model.name for model in client.search_logged_models(experiments)) if experiments else {}
+    found |= {f"mlflow model {name}": number for name, number in models.items()}
+    for registered in client.search_registered_models():
+        versions = client.search_model_versions(f"name='{registered.name}'")
+        found[f"mlflow registry {registered.name}"] = (len(versions), sorted(registered.aliases))
     return found
 
 

@@ -16,7 +16,7 @@ from maskdm.networks.uvit import UViT
 from maskdm.reporting.search_page import read_table
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Machine, Record, read_records, write_record
+from maskdm.tracking.records import Machine, Record, fold_records, read_records, write_record
 from maskdm.training.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 
 CPU = torch.device("cpu")
@@ -36,6 +36,12 @@ def flipped(content: bytes) -> bytes:
     return bytes(byte ^ 255 for byte in content[:200]) + content[200:]
 
 
+def one_bit(content: bytes) -> bytes:
+    """A digit becomes another one, where there are digits: what still looks right."""
+    place = content.find(b"0.5") + 2 if b"0.5" in content else len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 def write_prepared(folder: Path) -> None:
     info: dict[str, Any] = {"name": "x", "source": "x", "files": {}, "train": 3, "heldout": 1, "shape": [1, 4, 4]}
     info |= {"num_classes": None, "class_names": None, "sha256": "0" * 64, "skipped": []}
@@ -46,6 +52,12 @@ def write_prepared(folder: Path) -> None:
 def write_records(folder: Path) -> None:
     record = Record("study", "one", "one", "1234", {}, {"name": "x"}, {}, [{"loss": 1.0}])
     write_record(folder, record, Machine("2026-01-01T00:00:00+00:00", {}, {}, {}, 1.0, None, None, [1.0]))
+
+
+def write_folded(folder: Path) -> None:
+    record = Record("search", "trials/0000", "one", "1234", {}, {"name": "x"}, {}, [{"loss": 0.5}])
+    write_record(folder, record, Machine("2026-01-01T00:00:00+00:00", {}, {}, {}, 1.0, None, None, [1.0]))
+    fold_records(folder, "search", "trials", keep={"trials/0000"})
 
 
 def write_network(folder: Path) -> None:
@@ -75,8 +87,9 @@ FILES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]]
     ),
     "records/study/one.json": (write_records, read_records, "delete it"),
     "records/study/one.machine.json": (write_records, read_records, "delete it"),
+    "records/search/trials.jsonl": (write_folded, read_records, "delete"),
     "0.5.json": (
-        lambda folder: cached(folder / "0.5.json", lambda: {"fd": 1.0}),
+        lambda folder: cached(folder / "0.5.json", lambda: {"fd": 1.5}),
         lambda folder: cached(folder / "0.5.json", lambda: pytest.fail("it is there")),
         "delete it",
     ),
@@ -87,8 +100,18 @@ FILES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]]
         "the stage search writes it",
     ),
 }
-STILL_WHOLE = {("mlflow.db", nothing), ("trials.csv", half)}  # a new database; a table of one column
+# A new database; a table of one column; no records, so that all is done again.
+STILL_WHOLE = {("mlflow.db", nothing), ("trials.csv", half), ("records/search/trials.jsonl", nothing)}
+# Of a single bit, only files whose content has a checksum: DVC hashes the data, and a line of records has its own.
+SUMMED = (
+    "phase0.pt",
+    "weights/diffusion_pytorch_model.safetensors",
+    KEY.filename,
+    "0.5.json",
+    "records/search/trials.jsonl",
+)
 CASES = [(file, damage) for file in FILES for damage in (half, nothing, flipped) if (file, damage) not in STILL_WHOLE]
+CASES += [(file, one_bit) for file in SUMMED]
 
 
 @pytest.mark.parametrize(("file", "damage"), CASES, ids=[f"{file}-{damage.__name__}" for file, damage in CASES])

@@ -24,6 +24,7 @@ from maskdm.datasets.raw import RawImages, UnreadableImageError
 from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
+from maskdm.runtime.interrupts import ctrl_c_is_ours
 from maskdm.runtime.progress import bar_interval
 from maskdm.runtime.threads import count_cores
 from maskdm.runtime.units import si
@@ -106,6 +107,8 @@ class DecodedImages:
             return
         # Copies of a process that has loaded the libraries, not of this one: they would lack the libraries' threads.
         forkserver.set_forkserver_preload(["maskdm.datasets.prepare"])
+        with ctrl_c_is_ours():
+            forkserver.ensure_running()
         pool = ProcessPoolExecutor(workers, get_context("forkserver"), _begin)
         running: set[Future[list[Found]]] = set()
         try:

@@ -4,6 +4,7 @@ A snapshot's row is kept in the work folder as soon as it is known, so that a ki
 processes draw and look at a share of the samples each; the main one measures, holds the work folder and writes.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -137,13 +138,17 @@ def cached(path: Path, compute: Callable[[], Row], processes: Processes = ALONE)
     """
     (missing,) = processes.agree(not path.is_file())
     if missing:
-        content = json.dumps(compute()).encode()
+        text = json.dumps(compute())
+        content = f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n".encode()
         if processes.is_main:
             write_atomically(path, lambda file: file.write(content))
     if not processes.is_main:
         return {}
     with reading(path, "delete it, and the same command judges the snapshot again"):
-        row: Row = json.loads(path.read_bytes())
+        text, digest = path.read_text(encoding="utf-8").splitlines()
+        if hashlib.sha256(text.encode()).hexdigest() != digest:
+            raise ValueError("damaged")
+        row: Row = json.loads(text)
         return row
 
 

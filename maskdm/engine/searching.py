@@ -27,6 +27,7 @@ from maskdm.engine.workers import visible_gpus
 from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
+from maskdm.runtime.interrupts import ctrl_c_is_ours
 from maskdm.runtime.paths import ROOT, SEARCH_REPORTS, STUDY, STUDY_REPORTS
 from maskdm.runtime.processes import ALONE
 from maskdm.runtime.progress import bar_interval
@@ -244,8 +245,9 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     ]
     failed: BaseProcess | None = None
     try:
-        for process in processes:
-            process.start()
+        with ctrl_c_is_ours():
+            for process in processes:
+                process.start()
         failed = wait_for(found, list(processes))
     finally:
         for process in processes:

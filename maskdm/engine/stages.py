@@ -27,7 +27,7 @@ from maskdm.engine.train import (
 from maskdm.engine.trial import finish, open_record, trial_identity
 from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import exit_with_one_line
-from maskdm.runtime.files import write_atomically
+from maskdm.runtime.files import check_checksums, write_atomically, write_checksums
 from maskdm.runtime.paths import ROOT, samples_file, stage_folder, work_folder
 from maskdm.runtime.processes import started_processes
 from maskdm.tracking import mlflow_store
@@ -83,6 +83,7 @@ def evaluate(project: Project) -> None:
         judged = judge_all(judge, snapshots, lambda rows: run.log_history([*training.history, *rows]))
         result = finish(project, record, training.history, timing, judged)
         save_samples(out, work, params.budget.snapshots)
+        write_checksums(out, later={"identity": own_identity.encode()})
         run.log_machine(result.machine)
         run.log_artifact(out / "grid.png")
         run.log_model(as_model(snapshots[1], project.recipe.objective, params.sampling))
@@ -95,13 +96,17 @@ def _is_judged(out: Path, own_identity: str, record: Record, shares: Sequence[fl
     """Whether all that judging leaves is there: a user may have deleted the record, and an older version kept less."""
     path, known = out / "identity", read_record(ROOT, record.stage, record.key)
     kept = all((out / samples_file(share)).is_file() for share in shares)
-    return (
+    judged = (
         kept
         and known is not None
         and known[0].identity == record.identity
+        and known[1] is not None  # a damaged one does not fit its machine part
         and path.is_file()
         and path.read_text() == own_identity
     )
+    if judged:
+        check_checksums(out, f"delete {out}, and the same command draws the samples again")
+    return judged
 
 
 STAGES: dict[str, Callable[[Project], None]] = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}

@@ -14,13 +14,14 @@ from pydantic import TypeAdapter
 from maskdm.engine.project import Project
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import reading, write_atomically
+from maskdm.runtime.files import check_checksums, reading, write_atomically, write_checksums
 from maskdm.training.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
 from maskdm.training.loop import LogHistory, PhaseResult, PhaseTrainer, Row, State, make_heldout_loss
 from maskdm.training.objective import make_objective
 from maskdm.training.plan import PhasePlan
 
 T = TypeVar("T")
+REMEDY = "delete {}, and `dvc repro` trains it again"
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,22 @@ def save_training(
         save_checkpoint(out / "state.pt", trained.state)
     if (work / "snapshots").is_dir():
         shutil.copytree(work / "snapshots", out / "snapshots")
-    _write_json(out / "timing.json", timing)
-    _write_json(out / "training.json", Training(identity, trained.history, trial))
+    _write(out / "timing.json", _as_json(timing))
+    training = _as_json(Training(identity, trained.history, trial))
+    write_checksums(out, later={"training.json": training})
+    _write(out / "training.json", training)
 
 
 def is_saved(out: Path, identity: str) -> bool:
-    """Whether `out` holds what a stage of this identity trains."""
-    return (out / "training.json").is_file() and _read_json(out / "training.json", Training).identity == identity
+    """Whether `out` holds what a stage of this identity trains.
+
+    Raises:
+        MaskDMError: it does, and a file is damaged.
+    """
+    if not (out / "training.json").is_file() or _read_json(out / "training.json", Training).identity != identity:
+        return False
+    check_checksums(out, REMEDY.format(out))
+    return True
 
 
 def load_training(out: Path) -> tuple[Training, Timing]:
@@ -128,6 +138,7 @@ def load_training(out: Path) -> tuple[Training, Timing]:
     Raises:
         MaskDMError: a file is missing or damaged.
     """
+    check_checksums(out, REMEDY.format(out))
     return _read_json(out / "training.json", Training), _read_json(out / "timing.json", Timing)
 
 
@@ -140,18 +151,21 @@ def load_trained(out: Path, device: torch.device, with_state: bool) -> Trained:
     network = load_snapshot(out / "weights", device)
     state = load_checkpoint(out / "state.pt", device) if with_state else None
     if with_state and state is None:
-        raise MaskDMError(f"{out / 'state.pt'}: no such file; delete {out}, and `dvc repro` trains it again")
+        raise MaskDMError(f"{out / 'state.pt'}: no such file; {REMEDY.format(out)}")
     training, timing = load_training(out)
     return Trained(network, state, training.history, timing.seconds)
 
 
-def _write_json(path: Path, content: Timing | Training) -> None:
-    text = json.dumps(asdict(content)).encode()
-    write_atomically(path, lambda file: file.write(text))
+def _as_json(content: Timing | Training) -> bytes:
+    return json.dumps(asdict(content)).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _read_json(path: Path, kind: type[T]) -> T:
-    with reading(path, f"delete {path.parent}, and `dvc repro` trains it again"):
+    with reading(path, REMEDY.format(path.parent)):
         return TypeAdapter(kind).validate_json(path.read_bytes())
 
 

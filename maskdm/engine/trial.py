@@ -136,7 +136,7 @@ def run_trial(
 def recorded(stage: Stage, project: Project, key: str, judged: bool) -> Record | None:
     """The record of a trial, if there is one of just these settings and data."""
     known, trial = read_record(ROOT, stage, key), trial_identity(project, judged)
-    if known is None or known[0].identity != trial:
+    if known is None or known[0].identity != trial or known[1] is None:  # a damaged one does not fit its machine part
         return None
     shutil.rmtree(work_of(trial), ignore_errors=True)  # left by a kill just after the record was written
     return known[0]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.interrupts import ctrl_c_is_ours
 from maskdm.runtime.progress import STATUS, WorkBar, read_status
 from maskdm.runtime.threads import count_cores
 
@@ -126,7 +127,7 @@ def load_libraries() -> None:
     It returns at once. Who has other things to import does so while that process is at it.
     """
     forkserver.set_forkserver_preload(PRELOADED)
-    with _environment(TQDM_DISABLE="1", **WITHOUT_CUDA):  # of the tasks: one bar for all
+    with _environment(TQDM_DISABLE="1", **WITHOUT_CUDA), ctrl_c_is_ours():  # of the tasks: one bar for all
         forkserver.ensure_running()
 
 

@@ -7,8 +7,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
+GOES_ON = "the same command goes on from here"
 CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
 
 
@@ -37,12 +39,25 @@ def exit_with_one_line() -> Iterator[None]:
     except MaskDMError as error:
         _end(f"error: {error}", 2)
     except KeyboardInterrupt as interrupt:
-        _end(f"interrupted: {str(interrupt) or 'the same command goes on from here'}", 130)
+        _end(f"interrupted: {str(interrupt) or GOES_ON}", 130)
     except BrokenPipeError:
         _end("error: the reader of the output has gone; not all was written", CLOSED_PIPE)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"error: {place}{error.strerror or error}", 2)
+
+
+def one_line_interrupts() -> None:
+    """Let Ctrl-C end in one line also while the libraries load, before a command is in `exit_with_one_line`."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"interrupted: {GOES_ON}", file=sys.stderr)
+        else:
+            shown(kind, error, traceback)
+
+    sys.excepthook = show
 
 
 def _end(line: str, status: int) -> NoReturn:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -17,10 +17,48 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CHECKSUMS = "SHA256SUMS"
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, pattern: str = "*", later: Mapping[str, bytes] = {}) -> None:
+    """Write `folder/SHA256SUMS`, which `sha256sum -c` reads, too: of the files in it and below.
+
+    Args:
+        folder: what is in it is complete.
+        pattern: of the names of the files.
+        later: what will be written after this, by name: the file that says that all is there.
+
+    Raises:
+        MaskDMError: it cannot be written.
+    """
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file() and path != folder / CHECKSUMS)
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    sums |= {name: hashlib.sha256(content).hexdigest() for name, content in later.items()}
+    write_text(folder / CHECKSUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def check_checksums(folder: Path, remedy: str) -> None:
+    """Compare the files below `folder` with what `write_checksums` wrote; an older version wrote nothing.
+
+    Raises:
+        MaskDMError: a file is missing or is not what it was.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return
+    with reading(path, remedy):
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in path.read_text("utf-8").splitlines())}
+    for name, digest in (sums or {CHECKSUMS: ""}).items():  # a power cut may have left an empty one
+        with reading(folder / name, remedy):
+            found = file_sha256(folder / name)
+        if found != digest:
+            raise MaskDMError(f"{folder / name}: damaged: it is not what was written; {remedy}")
 
 
 def sqlite_url(path: Path) -> str:

@@ -1,8 +1,23 @@
 """Ctrl-C and SIGTERM as a request to stop at the next whole step, so that the state on disk is whole."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
+
+
+@contextmanager
+def ctrl_c_is_ours() -> Iterator[None]:
+    """Processes that are started in the `with` block leave Ctrl-C to this one, from their first moment on.
+
+    Else one that is still loading the libraries would end with a traceback of its own.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class StopRequest:

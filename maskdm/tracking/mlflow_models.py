@@ -124,12 +124,10 @@ def _signature(model: Model) -> "ModelSignature":
 
 
 def _register(client: "MlflowClient", model: "LoggedModel", subject: Subject) -> None:
-    """Make the model a version of its arm's, with the alias `seed<n>`, unless it is one."""
+    """Make the model a version of its arm's, with the alias `seed<n>`; what is done already stays."""
     from mlflow.exceptions import MlflowException
 
     name = f"{subject.record.data['name']}-{subject.record.arm}"
-    if client.search_model_versions(f"name = '{name}' and run_id = '{model.source_run_id}'"):
-        return
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -137,9 +135,14 @@ def _register(client: "MlflowClient", model: "LoggedModel", subject: Subject) ->
             raise
     # A server knows its models by their ids; without one MLflow would look for the id in its default store.
     source = f"models:/{model.model_id}" if client.tracking_uri.startswith("http") else model.artifact_location
-    created = client.create_model_version(
-        name, source, model.source_run_id, await_creation_for=0, model_id=model.model_id
-    )
-    client.set_registered_model_alias(name, f"seed{subject.record.params['seed']}", created.version)
-    known_as = json.dumps([{"name": name, "version": created.version}])
+    begun = client.search_model_versions(f"name = '{name}' and run_id = '{model.source_run_id}'")
+    version = (
+        begun[0]  # a kill may have left it without its alias
+        if begun
+        else client.create_model_version(
+            name, source, model.source_run_id, await_creation_for=0, model_id=model.model_id
+        )
+    ).version
+    client.set_registered_model_alias(name, f"seed{subject.record.params['seed']}", version)
+    known_as = json.dumps([{"name": name, "version": version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": known_as})  # the UI reads it

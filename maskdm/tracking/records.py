@@ -126,9 +126,9 @@ def write_record(root: Path, record: Record, machine: Machine) -> None:
     path = record_path(root, record.stage, record.key)
     content = _to_json(path, record)
     machine = replace(machine, record_sha256=hashlib.sha256(content).hexdigest())
-    write_atomically(path, lambda file: file.write(content))
     timing = _to_json(_machine_path(path), machine)
     write_atomically(_machine_path(path), lambda file: file.write(timing))
+    write_atomically(path, lambda file: file.write(content))  # last: who finds it takes the trial for done
 
 
 def write_record_at(path: Path, record: Record) -> None:
@@ -257,6 +257,9 @@ def _read_folded(path: Path) -> list[tuple[Record, Machine | None]]:
         if (stage, str(Path(key).parent)) != (path.parent.name, path.stem):
             allowed = f"{path.parent.name}: {path.stem}/..."
             raise MaskDMError(f"{where}: a record of {stage}: {key}; allowed: of {allowed}; {LINE_REMEDY}")
+        due = pair.machine and pair.machine.record_sha256
+        if due and hashlib.sha256(_to_json(path, json.loads(line)["record"])).hexdigest() != due:
+            raise MaskDMError(f"{where}: damaged: {key} is not what was recorded; {LINE_REMEDY}")
         if key in pairs:
             raise MaskDMError(f"{where}: {key} is there twice; allowed: once; {LINE_REMEDY}")
         pairs[key] = (pair.record, pair.machine)
@@ -286,9 +289,10 @@ def _machine_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.machine.json")
 
 
-def _to_json(path: Path, content: Record | Machine | StepTimes) -> bytes:
+def _to_json(path: Path, content: Record | Machine | StepTimes | dict[str, Any]) -> bytes:
     try:
-        text = json.dumps(asdict(content), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        parts = content if isinstance(content, dict) else asdict(content)
+        text = json.dumps(parts, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     except ValueError:
         raise MaskDMError(f"{path}: a value is NaN or infinite; allowed: finite numbers") from None
     return f"{text}\n".encode()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from maskdm.networks.catalogue import network_class
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import folders_above, reading, reason, write_atomically
+from maskdm.runtime.files import check_checksums, folders_above, reading, reason, write_atomically, write_checksums
 
 REMEDY = "`dvc repro -f` with the stage that writes it makes it again"
 
@@ -40,6 +41,9 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+            if torn := archive.testzip():
+                raise zipfile.BadZipFile(torn)
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds: zip, pickle, EOF, runtime
         raise MaskDMError(
@@ -62,6 +66,7 @@ def save_snapshot(folder: Path, network: Network) -> None:
         with folders_above(folder):
             try:
                 network.save_pretrained(temporary)
+                write_checksums(temporary, "*.safetensors")  # which have none of their own
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(temporary, folder)
             finally:
@@ -78,6 +83,7 @@ def load_snapshot(folder: Path, device: torch.device) -> Network:
     """
     if not folder.is_dir():
         raise MaskDMError(f"{folder}: no such folder; allowed: one with config.json and safetensors")
+    check_checksums(folder, REMEDY)
     with reading(config := folder / "config.json", REMEDY):
         kind = network_class(str(dict(json.loads(config.read_bytes()))["_class_name"]))
     try:

@@ -136,7 +136,7 @@ def test_what_a_kill_left_of_a_model_is_made_again(
     project: Path, store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = trial("killed")
-    for broken in ("log_model_artifacts", "create_model_version"):
+    for broken in ("log_model_artifacts", "create_model_version", "set_registered_model_alias"):
         with monkeypatch.context() as failing:
             failing.setattr(MlflowClient, broken, lambda *_, **__: (_ for _ in ()).throw(OSError("killed")))
             log(project, tmp_path, record, network())
@@ -144,6 +144,7 @@ def test_what_a_kill_left_of_a_model_is_made_again(
     models = store.search_logged_models(["1"], "name = 'killed-seed0'")
     assert [str(model.status) for model in models] == ["READY"]
     assert len(store.search_model_versions("name = 'digits-killed'")) == 1
+    assert store.get_registered_model("digits-killed").aliases.keys() == {"seed0"}
 
 
 def test_nothing_is_unpickled_and_no_code_of_the_folder_is_run(

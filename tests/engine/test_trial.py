@@ -94,6 +94,23 @@ def test_the_stages_of_params_yaml_make_the_trial_that_a_study_makes(project: Pr
     assert staged.params == whole.params
 
 
+@pytest.mark.parametrize("file", ["weights/diffusion_pytorch_model.safetensors", "state.pt", "training.json"])
+def test_a_damaged_result_of_a_stage_is_named_and_made_again_when_it_is_deleted(project: Project, file: str) -> None:
+    """DVC sees that it is another file and runs the stage again, which must not take it for done."""
+    trial = of(project, "damaged", MASKED)
+    pretrain(trial)
+    path = Path("runs/pretrain/damaged/1") / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    for stage in (pretrain, finetune):
+        with pytest.raises(MaskDMError, match="; delete runs/pretrain/damaged/1, and `dvc repro` trains it again"):
+            stage(trial)
+    shutil.rmtree("runs/pretrain/damaged/1")
+    pretrain(trial)
+    assert path.read_bytes() == whole
+    shutil.rmtree("runs/pretrain/damaged")
+
+
 @pytest.mark.parametrize(("name", "train_flops"), [("dit", 5e9), ("unet", 2e10)])
 def test_every_network_goes_through_all_stages(project: Project, name: str, train_flops: float) -> None:
     crops = {"mask": {"strategy": "crop", "crop": 3}, "share": 0.3, "batch_size": 16}

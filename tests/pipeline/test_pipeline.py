@@ -117,6 +117,15 @@ def test_a_lock_file_of_dvc_is_removed_if_it_is_torn_and_only_then(tmp_path: Pat
         assert lock.exists() == kept
 
 
+def test_what_says_which_stages_have_run_is_removed_if_it_is_torn_and_only_then(tmp_path: Path) -> None:
+    whole = (PROJECT / "dvc.lock").read_text()
+    lines = whole.splitlines(keepends=True)
+    for content, kept in (("", False), ("".join(lines[: len(lines) // 2])[:-20], False), (whole, True)):
+        (tmp_path / "dvc.lock").write_text(content)
+        subprocess.run(["make", "--silent", "-f", PROJECT / "Makefile", "unlock"], cwd=tmp_path, check=True)
+        assert (tmp_path / "dvc.lock").exists() == kept
+
+
 def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:
     report = (project / "reports" / "report.md").read_text()
     assert re.search(r"^\*\*.*`staged`.*\*\*$", report, re.M)
