@@ -273,10 +273,15 @@ def command_of(target: str) -> list[str]:
 
 def prepare_forks() -> None:
     """Let stages and their workers be forks of what has loaded the libraries, with a checkpoint twice a second."""
-    maskdm.engine.workers.get_context = forks  # type: ignore[assignment]
-    maskdm.engine.searching.get_context = forks  # type: ignore[assignment]
-    maskdm.engine.workers.load_libraries = maskdm.engine.launch.load_libraries = lambda: None
-    maskdm.engine.train.PhaseTrainer = partial(PhaseTrainer, checkpoint_seconds=0.5)  # type: ignore[misc,assignment]
+    changed: list[tuple[Any, str, Any]] = [
+        (maskdm.engine.workers, "get_context", forks),
+        (maskdm.engine.searching, "get_context", forks),
+        (maskdm.engine.workers, "load_libraries", lambda: None),
+        (maskdm.engine.launch, "load_libraries", lambda: None),
+        (maskdm.engine.train, "PhaseTrainer", partial(PhaseTrainer, checkpoint_seconds=0.5)),
+    ]
+    for module, name, value in changed:
+        setattr(module, name, value)
     dvc.stage.run.subprocess = SimpleNamespace(Popen=ForkedStage)  # type: ignore[attr-defined]
     # As where a new program is started: what a stage does at SIGTERM is not what its workers do.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
@@ -482,8 +487,8 @@ def run_case(lab: Lab, case: Case) -> tuple[str, str]:
         moment = Moment(lab.project, case.draw.randint(1, max(1, count)), kinds, lab.log)
         with copied(before.state, lab.project, is_small=case.fault == "full disk"):
             try:
-                where, ended = disturb(lab, case, moment)
-                ended = ended or recover(lab, case, before.after)
+                where, wrong = disturb(lab, case, moment)
+                ended = wrong or recover(lab, case, before.after)
             except RuntimeError as error:
                 return "", f"FAILED: {error}"
             finally:
