@@ -1,13 +1,12 @@
 """Data sets of encoded images: a loader says where the bytes of each are, and they are decoded here, by any process."""
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from maskdm.config.params import Data
 from maskdm.datasets.images import square_pixels
@@ -48,10 +47,7 @@ def decode(read: Read, name: str, image_size: int, channels: int) -> np.ndarray:
     except Exception as error:  # of damaged archives nearly any
         raise UnreadableImageError(name, reason(error)) from None
     try:
-        with warnings.catch_warnings():
-            # Of half of the pixels that are an error: some photographs have so many.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return square_pixels(content, image_size, channels)
+        return square_pixels(content, image_size, channels)
     except UnidentifiedImageError:  # its text holds a memory address
         raise UnreadableImageError(name, "not an image") from None
     except Exception as error:  # decoders of damaged files raise nearly anything; the file is named, not dropped

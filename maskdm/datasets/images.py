@@ -1,6 +1,9 @@
 """Image files as square arrays of one size: which files are images, what a transparent one shows, and the crop."""
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import PurePosixPath
 
@@ -28,7 +31,7 @@ def square_pixels(content: bytes, image_size: int, channels: int) -> np.ndarray:
     Raises:
         Exception: nearly any, if the file is damaged, or no still image.
     """
-    with Image.open(io.BytesIO(content), formats=_formats()) as file:
+    with _opened(content) as file:
         if file.format == "PNG" and "transparency" in file.info:
             _scale_transparent_value(file)
         image = ImageOps.exif_transpose(file)
@@ -51,8 +54,20 @@ def sides(content: bytes) -> tuple[int, int]:
     Raises:
         Exception: nearly any, if the file is damaged, or no still image.
     """
-    with Image.open(io.BytesIO(content), formats=_formats()) as file:
+    with _opened(content) as file:
         return file.size
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
+    """Pillow's view of a file, without its warnings: of half of the pixels that are an error, and of small damage.
+
+    They name a line of Pillow's, and not the image, among thousands of which some have so many pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content), formats=_formats()) as file:
+            yield file
 
 
 def on_background(image: Image.Image) -> Image.Image:
