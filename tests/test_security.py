@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -33,7 +34,7 @@ FORBIDDEN = {
     *("torch.hub.load", "shutil.unpack_archive", "safe_globals", "torch.serialization.add_safe_globals"),
 }
 # What must be said, each time.
-SAID = {
+SAID: dict[str, dict[str, object]] = {
     "torch.load": {"weights_only": True},
     "from_pretrained": {"use_safetensors": True, "local_files_only": True},
     "YAML": {"typ": "safe"},
@@ -144,7 +145,7 @@ def dependencies(name: str) -> set[str]:
 
 
 def license_of(name: str) -> str:
-    about = metadata.metadata(name)
+    about: Any = metadata.metadata(name)  # an email.message.Message
     classifiers = [line.rsplit(" :: ", 1)[-1] for line in about.get_all("Classifier") or () if "License ::" in line]
     return about.get("License-Expression") or "; ".join(classifiers) or (about.get("License") or "").split("\n")[0]
 
@@ -165,6 +166,6 @@ def test_no_dependency_has_a_known_vulnerability() -> None:
     program = Path(sys.executable).with_name("pip-audit")
     if not program.exists():
         pytest.skip("pip-audit is not installed; `pip install pip-audit` (it asks pypi.org about every package)")
-    command = [program, "--requirement", PROJECT / "constraints.txt", "--no-deps", "--disable-pip"]
+    command = [str(program), "--requirement", str(PROJECT / "constraints.txt"), "--no-deps", "--disable-pip"]
     ended = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -39,7 +39,8 @@ class Optimisation(Schema):
         """
         field = cls.model_fields[key]
         try:
-            TypeAdapter(Annotated[field.annotation, field], config=cls.model_config).validate_python(value)
+            kind: Any = Annotated[field.annotation, field]
+            TypeAdapter(kind, config=cls.model_config).validate_python(value)
         except ValidationError as error:
             said = error.errors()[0]["msg"]
             raise ValueError(f"{key}={short(value)}: {said[0].lower()}{said[1:]}") from None

@@ -96,7 +96,7 @@ def _of_the_network(weights: Mapping[str, Tensor], file: Path) -> tuple[dict[str
 
 
 def _in_words(network: UViT) -> str:
-    sizes = f"width {network.embed_dim}, {network.depth} blocks, {network.config.num_heads} heads"
+    sizes = f"width {network.config.embed_dim}, {network.depth} blocks, {network.config.num_heads} heads"
     height, width = network.config.image_size
     images = f"{network.config.in_channels}x{height}x{width} images"
     classes = f", {network.num_classes} classes" if network.num_classes else ""

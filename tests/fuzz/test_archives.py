@@ -129,7 +129,7 @@ def write_tar(path: Path, members: list[Member], random: Random) -> None:
         "pipe": tarfile.FIFOTYPE,
         "sparse": tarfile.GNUTYPE_SPARSE,
     }
-    mode = random.choice(("w", "w:gz", "w:xz", "w:bz2"))
+    mode: Any = random.choice(("w", "w:gz", "w:xz", "w:bz2"))
     with tarfile.open(path, mode, format=random.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))) as archive:
         for number, (kind, name, target, more) in enumerate(members):
             member, content = tarfile.TarInfo(name), IMAGES[number] if kind == "file" else b""
@@ -141,7 +141,7 @@ def write_tar(path: Path, members: list[Member], random: Random) -> None:
                 member.size = max(0, member.size + more)
                 archive.fileobj.seek(member.offset)  # type: ignore[union-attr]
                 archive.fileobj.write(member.tobuf(tarfile.GNU_FORMAT)[:512])  # type: ignore[union-attr]
-                archive.fileobj.seek(0, os.SEEK_END)  # type: ignore[union-attr]
+                archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
 
 
 def write_zip(path: Path, members: list[Member], random: Random) -> None:
@@ -181,7 +181,8 @@ def whole(kind: str) -> bytes:
     members = [("file", f"{folder}/{n}.png", "", 0) for n, folder in enumerate(("train", "train", "train", "test"))]
     path = Path(os.environ["PYTEST_TMP"]) / kind
     if kind.startswith("tar"):
-        with tarfile.open(path, f"w:{kind[4:]}") as archive:
+        mode: Any = f"w:{kind[4:]}"
+        with tarfile.open(path, mode) as archive:
             for (_, name, _, _), content in zip(members, IMAGES, strict=False):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)

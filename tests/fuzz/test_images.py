@@ -56,7 +56,8 @@ def answer_to(content: bytes) -> str:
         require_line(said)
         assert "0x" not in said, "the address of an object differs from run to run"
         return "left out"
-    assert (pixels.shape, pixels.dtype) == ((3, SIDE, SIDE), np.uint8)
+    assert pixels.shape == (3, SIDE, SIDE)
+    assert pixels.dtype == np.uint8
     return "decoded"
 
 

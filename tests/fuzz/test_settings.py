@@ -67,7 +67,7 @@ RECIPE_OF_TESTS = Recipe.model_validate(RECIPE)
 
 
 @pytest.mark.parametrize(("kind", "weight"), [("params", 3), ("recipe", 1), ("study", 1), ("tunings", 1)])
-@amounts(250)
+@amounts(250, few=2)
 def test_values_of_settings(kind: str, weight: int, examples: int) -> None:
     schema, tree = TREES[kind]
 
