@@ -44,7 +44,7 @@ def compare(first: ArmOrRun, second: ArmOrRun, as_json: AsJson = False) -> None:
 
     own, other = (find_runs(source, here, Path()) for source in (first, second))
     seeds, pairs = compare_runs(own, other)
-    flops = [next(iter(runs.values())).summary["train_flops"] for runs in (own, other)]
+    flops = [next(iter(runs.values())).value("train_flops") for runs in (own, other)]
     if as_json:
         spent = {"first": flops[0], "second": flops[1]}
         print_json({"seeds": seeds, "train_flops": spent, "measures": [asdict(pair) for pair in pairs]})

@@ -15,7 +15,7 @@ from maskdm.config.recipe import Handover, Optimisation, Recipe
 from maskdm.config.schema import Name, Positive, Schema
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what PyTorch takes
 
 
 class Phase(Schema):
@@ -39,6 +39,11 @@ class Phase(Schema):
         for key in self.override:
             if key not in Optimisation.model_fields:
                 raise ValueError(f"override.{key} is not a known key; allowed: {', '.join(Optimisation.model_fields)}")
+        for key, value in self.override.items():
+            try:
+                Optimisation.check(key, value)
+            except ValueError as error:
+                raise ValueError(f"override.{error}") from None
         return self
 
     @model_validator(mode="after")
@@ -92,7 +97,7 @@ class Heldout(Schema):
     """The held-out denoising loss: on how many fixed images, and at how many points along the budget."""
 
     images: Positive  # fixed ones, chosen by a fixed shuffle
-    points: Positive  # measurements, spread evenly over the budget
+    points: Annotated[int, Field(gt=0, le=10_000)]  # measurements, spread evenly over the budget
 
 
 class Comparison(Schema):

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
 from maskdm.config.schema import AnySchema, Schema
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import reason
+from maskdm.runtime.text import short
 
 UNIONS = ("mask", "model", "objective")  # keys whose block is one of several kinds, told apart by one of its own keys
 
@@ -92,12 +93,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         MaskDMError: the file is missing, is not YAML, or holds no mapping.
     """
+    if path.exists() and not path.is_file():
+        raise MaskDMError(f"{path}: allowed: a regular file")  # of a pipe or a device reading might never end
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MaskDMError(f"{path}: no such file") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise MaskDMError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError:  # the system's
+        raise
+    except Exception as error:  # the parser lets through what dates, numbers, depths and tags raise
+        raise MaskDMError(f"{path}: not valid YAML: {reason(error)}") from None
     if not isinstance(content, dict):
         raise MaskDMError(f"{path}: allowed: a YAML mapping, got {type(content).__name__}")
     return content
@@ -134,7 +139,7 @@ def _one_line(detail: ErrorDetails, above: tuple[str, ...]) -> str:
         return f"{key}.{tag['discriminator']} is missing"
     if detail["type"] == "union_tag_invalid":
         return f"{key}.{tag['discriminator']}={tag['tag']}; allowed: {tag['expected_tags']}"
-    return f"{key}={detail['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key}={short(detail['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _suggestion(unknown: str) -> str:

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from maskdm.config.objective import ObjectiveSettings, flat_settings
 from maskdm.config.schema import Fraction, Schema
+from maskdm.runtime.text import short
 
 
 class Optimisation(Schema):
@@ -28,6 +29,21 @@ class Optimisation(Schema):
     # Optional: the share of training images whose label is replaced by "no label", which guidance needs. The rest is
     # told its class.
     label_dropout: Fraction = 0.0
+
+    @classmethod
+    def check(cls, key: str, value: Any) -> None:
+        """Check the value of one key.
+
+        Raises:
+            ValueError: it is not allowed.
+        """
+        field = cls.model_fields[key]
+        try:
+            kind: Any = Annotated[field.annotation, field]
+            TypeAdapter(kind, config=cls.model_config).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise ValueError(f"{key}={short(value)}: {said[0].lower()}{said[1:]}") from None
 
 
 Handover = Literal["state", "weights"]

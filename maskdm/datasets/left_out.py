@@ -5,6 +5,8 @@ from typing import TypedDict
 
 from tqdm import tqdm
 
+from maskdm.runtime.text import printable
+
 UNREADABLE = "unreadable"  # a damaged image; a file or folder that may not be read, is gone, or is a pipe, say
 SECOND_NAMES = "second names"  # of a file or folder that is read under another name
 NOT_IMAGES = "not images"  # by their suffix
@@ -61,8 +63,3 @@ def in_words(summary: dict[str, Summary]) -> str:
         f"{reason}: {part['count']} ({', '.join(map(printable, part['first'][:3]))}{', ...' * (part['count'] > 3)})"
         for reason, part in summary.items()
     )
-
-
-def printable(name: str) -> str:
-    """A name may hold line breaks, and bytes that are no text."""
-    return repr(name)[1:-1]

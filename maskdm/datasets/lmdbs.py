@@ -4,6 +4,8 @@ Yu et al. 2015, https://github.com/fyu/lsun
 """
 
 import errno
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import lmdb
 
 from maskdm.config.params import Data
-from maskdm.datasets import folders
+from maskdm.datasets import folders, lmdb_check
 from maskdm.datasets.encoded import encoded_images
 from maskdm.datasets.raw import RawImages, raw_place
 from maskdm.datasets.trees import require_size
@@ -84,10 +86,22 @@ def _keys(path: Path) -> list[bytes]:
         needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         if (path / FILE).stat().st_size < needed:
             raise lmdb.CorruptedError("unexpected end of the file")
+        _try(path)
         with environment.begin() as transaction, transaction.cursor() as cursor:
             return list(cursor.iternext(keys=True, values=False))
     except lmdb.Error as error:
         raise MaskDMError(f"{path / FILE}: truncated, damaged, or no LMDB ({reason(error)})") from None
+
+
+def _try(path: Path) -> None:
+    """Let another process read all there is: LMDB trusts the file, and a damaged one may kill whoever reads it.
+
+    Raises:
+        CorruptedError: it was killed, or has found damage.
+    """
+    checked = subprocess.run([sys.executable, lmdb_check.__file__, path], capture_output=True, text=True)
+    if checked.returncode:
+        raise lmdb.CorruptedError(checked.stdout.strip() or "reading it ends the process")
 
 
 @lru_cache(maxsize=1)

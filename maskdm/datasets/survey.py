@@ -16,10 +16,10 @@ from PIL import UnidentifiedImageError
 
 from maskdm.datasets.folders import Listing, list_images
 from maskdm.datasets.images import sides, square_pixels
-from maskdm.datasets.left_out import printable
 from maskdm.datasets.trees import Tree
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
+from maskdm.runtime.text import printable
 from maskdm.runtime.units import percent
 
 LOOK = 1000  # images that are decoded, at most

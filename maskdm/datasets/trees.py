@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tqdm import tqdm
 
@@ -30,6 +30,9 @@ LONGEST_LINK = 4096  # bytes of a path on Linux
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information"}
 ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 UNIX = 3  # the system that made a member of a zip
+LONGEST_HEADER = 1 << 20  # bytes of a name or of notes in a tar archive
+PIECE = 4096  # packed bytes that bzip2 and LZMA unpack at a time: of bzip2 to 90 MB at most
+UNPACKED, TIMES = 10 << 30, 100  # bytes that a tar archive may unpack to, or times its own size: images do not compress
 LARGEST = 1 << 30  # bytes of an image's file; the pixels that Pillow allows (`MAX_IMAGE_PIXELS`) take less as they are
 
 
@@ -206,7 +209,12 @@ def require_size(size: int) -> None:
         OSError: so it is.
     """
     if size > LARGEST:
-        raise OSError(errno.EFBIG, f"{si(size, 'B')} are too many for an image; allowed: {si(LARGEST, 'B')}")
+        raise OSError(errno.EFBIG, too_large(size))
+
+
+def too_large(size: int) -> str:
+    """Why a file of so many bytes is not read."""
+    return f"{si(size, 'B')} are too many for an image; allowed: {si(LARGEST, 'B')}"
 
 
 # --- archives -----------------------------------------------------------------------------------------------
@@ -250,7 +258,14 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 def _read_member(path: Path, info: zipfile.ZipInfo) -> bytes:
     require_size(info.file_size)
-    return _unlisted(path).read(info)
+    return _content(_unlisted(path), info)
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, no more of them than it states: zipfile itself first unpacks all there are."""
+    limited = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    with archive.open(info) as file:
+        return b"".join(iter(partial(file.read, max(1, info.file_size) if limited else PIECE), b""))
 
 
 @lru_cache(maxsize=1)
@@ -267,7 +282,7 @@ def _linked(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name:
         return members[name]
     if members[name].file_size > LONGEST_LINK:
         return None
-    target = _inside(name, os.fsdecode(archive.read(members[name])))
+    target = _inside(name, os.fsdecode(_content(archive, members[name])))
     return members.get(target) if target else None
 
 
@@ -289,13 +304,19 @@ def _tar(path: Path, scratch: Path, left_out: LeftOut) -> Tree:
 def _unpack_all(path: Path, root: Path) -> LeftOut:
     """Unpack an archive, links last: then none can lead a file to a place outside of `root`."""
     left_out, links = LeftOut(), []
+    most, unpacked = max(UNPACKED, TIMES * path.stat().st_size), 0
     root.mkdir()
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, tarinfo=Member) as archive:
         members = tar_members(archive)
         for member in tqdm(members, desc=f"unpack {path.name}", unit="file", mininterval=bar_interval()):
             member.name = posixpath.normpath(member.name)
+            unpacked += member.size
+            if unpacked > most:
+                raise tarfile.TarError(f"it unpacks to more than {si(most, 'B')}")
             if member.issym() or member.islnk():
                 links.append(member)
+            elif member.isfile() and member.size > LARGEST:
+                left_out.add(UNREADABLE, member.name, too_large(member.size))
             elif member.isfile():
                 _unpack(archive, member, root, left_out)
             elif not member.isdir():
@@ -306,10 +327,36 @@ def _unpack_all(path: Path, root: Path) -> LeftOut:
     return left_out
 
 
+class Member(tarfile.TarInfo):
+    """A member whose header is not trusted: tarfile reads names of any length into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in LONG_NAMES and member.size > LONGEST_HEADER):
+            raise tarfile.ReadError("damaged header")
+        return member
+
+
+LONG_NAMES = {
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+}
+
+
 def tar_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All members of an archive, none of which is kept."""
+    """All members of an archive, none of which is kept.
+
+    Raises:
+        ReadError: one leads back in the archive, in which tarfile would go in a circle.
+    """
+    before = 0
     while member := archive.next():
         archive.members.clear()  # type: ignore[attr-defined]
+        if archive.offset <= before or member.size < 0:
+            raise tarfile.ReadError("damaged header")
+        before = archive.offset
         yield member
 
 

@@ -18,7 +18,7 @@ from maskdm.datasets.images import is_image
 from maskdm.datasets.left_out import HIDDEN, NOT_IMAGES, SECOND_NAMES, UNREADABLE, LeftOut
 from maskdm.datasets.raw import RawImages, raw_place
 from maskdm.datasets.shards import list_shards
-from maskdm.datasets.trees import check_end, is_hidden, require_size, tar_members
+from maskdm.datasets.trees import Member, check_end, is_hidden, require_size, tar_members
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
 
@@ -79,7 +79,7 @@ def _samples(path: Path, labels: str | None, left_out: LeftOut) -> dict[str, _Sa
     samples: dict[str, _Sample] = {}
     end = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(path, "r:", tarinfo=Member) as archive:
             for member in tar_members(archive):
                 if not member.isdir() and not (member.isfile() and not member.issparse()):
                     left_out.add(UNREADABLE, f"{path.name}/{member.name}", "not a regular file")

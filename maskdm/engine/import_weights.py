@@ -13,7 +13,7 @@ from maskdm.networks.authors import import_uvit
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
-from maskdm.training.checkpoint import save_snapshot
+from maskdm.training.checkpoint import read_tensors, save_snapshot
 
 # What their checkpoints hold beside the network: the noise schedule, computed anew in every run.
 SCHEDULE = {
@@ -49,7 +49,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise MaskDMError(f"{file}: no such file")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_tensors(file, torch.device("cpu"))
     except Exception as error:  # torch raises many kinds: zip, pickle, EOF, runtime
         raise MaskDMError(f"{file}: not a checkpoint of tensors: {reason(error).split('. ')[0]}") from None
     if not isinstance(content, dict):
@@ -59,21 +59,37 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _chosen(content: Mapping[str, Any], file: Path) -> tuple[str, dict[str, Tensor]]:
     """The averaged weights, where the file holds them (ema_pytorch's), else the others; and what they are called."""
-    averaged = _unwrapped(content.get("ema") or {})
-    if prefixed := {name: value for name, value in averaged.items() if name.startswith("ema_model.")}:
-        return "EMA weights", {name.removeprefix("ema_model."): value for name, value in prefixed.items()}
-    weights = _unwrapped(content.get("model", content))
+    averaged = content.get("ema")
+    if isinstance(averaged, Mapping):
+        unwrapped = _unwrapped(averaged)
+        if prefixed := {name: value for name, value in unwrapped.items() if name.startswith("ema_model.")}:
+            own = {name.removeprefix("ema_model."): value for name, value in _tensors(prefixed, file).items()}
+            return "EMA weights", own
+    weights = content.get("model", content)
+    if not isinstance(weights, Mapping):
+        raise MaskDMError(f"{file}: model is {type(weights).__name__}; allowed: weights by name")
+    return "weights, not averaged: the file has no EMA", _unwrapped(_tensors(weights, file))
+
+
+def _unwrapped(weights: Mapping[Any, Any]) -> dict[str, Any]:
+    """Without what DDP and `torch.compile` put before the names of the modules that they wrap."""
+    return {WRAPPERS.sub("", str(name)): value for name, value in weights.items()}
+
+
+def _tensors(weights: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
+    """The weights, if they are such: numbers, each in the file and finite."""
     for name, value in weights.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(name, str):
             raise MaskDMError(
                 f"{file}: {name} is no tensor; allowed: weights alone, or beside others as `ema` or `model`"
             )
-    return "weights, not averaged: the file has no EMA", weights
-
-
-def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what DDP and `torch.compile` put before the names of the modules that they wrap."""
-    return {WRAPPERS.sub("", name): value for name, value in weights.items()}
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        # A view can show one number as very many.
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise MaskDMError(f"{file}: {name} is no plain tensor; allowed: one that holds all its numbers")
+        if not value.isfinite().all():
+            raise MaskDMError(f"{file}: {name} is not finite; allowed: numbers")
+    return dict(weights)
 
 
 def _of_the_network(weights: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -88,7 +104,7 @@ def _of_the_network(weights: Mapping[str, Tensor], file: Path) -> tuple[dict[str
 
 
 def _in_words(network: UViT) -> str:
-    sizes = f"width {network.embed_dim}, {network.depth} blocks, {network.config.num_heads} heads"
+    sizes = f"width {network.config.embed_dim}, {network.depth} blocks, {network.config.num_heads} heads"
     height, width = network.config.image_size
     images = f"{network.config.in_channels}x{height}x{width} images"
     classes = f", {network.num_classes} classes" if network.num_classes else ""
@@ -97,7 +113,7 @@ def _in_words(network: UViT) -> str:
 
 def _schedule_in_words(alphas_cumprod: Tensor | None) -> str:
     """What a recipe must say for samples of the network: it predicts epsilon."""
-    if alphas_cumprod is None:
+    if alphas_cumprod is None or alphas_cumprod.dim() != 1 or not 2 <= len(alphas_cumprod) <= 100_000:
         return ""
     for name in ("linear", "squaredcos_cap_v2"):
         own = DDPMScheduler(len(alphas_cumprod), beta_schedule=name).alphas_cumprod

@@ -1,5 +1,6 @@
 """Two arms or runs against each other, paired over the seeds they share; and one more seed against an arm's others."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def find_runs(source: str, here: Path, root: Path) -> BySeed:
     paths = [folder / "record.json"] if (folder / "record.json").is_file() else sorted(folder.glob("*/record.json"))
     if paths:
         runs = [read_record_at(path) for path in paths]
-        return {int(record.params["seed"]): record for record in runs}
+        return {record.seed: record for record in runs}
     arms = [name.partition("/")[2] for name in records if name.startswith(f"{DEFAULT}/")]
     parts = sorted({name.partition("/")[0] for name in records} - {DEFAULT})
     raise MaskDMError(
@@ -81,7 +82,7 @@ def compare_runs(first: BySeed, second: BySeed) -> tuple[list[int], list[Pair]]:
         known = "; ".join(f"seeds {', '.join(map(str, sorted(runs)))}" for runs in (first, second))
         raise MaskDMError(f"no seed in common ({known}); allowed: arms trained with the same seeds, to be paired")
     pairs = [(first[seed], second[seed]) for seed in seeds]
-    if any(own.data["sha256"] != other.data["sha256"] for own, other in pairs):
+    if any(own.data.get("sha256") != other.data.get("sha256") for own, other in pairs):
         raise MaskDMError("they were trained on other data; allowed: two arms of one data set")
     found = [_pair(name, pairs) for name in ("heldout_loss", *_measures(pairs))]
     costs = [_to_target(own, other) for own, other in pairs]
@@ -101,9 +102,9 @@ def expect(published: Sequence[Record], new: Record) -> list[Expectation]:
     names = ["heldout_loss", *_measures([(record, new) for record in published])]
     found = []
     for name in names:
-        values = [float(record.summary[name]) for record in published]
+        values = [record.value(name) for record in published]
         mean = sum(values) / len(values)
-        found.append(Expectation(name, float(new.summary[name]), mean, *prediction_interval(values)))
+        found.append(Expectation(name, new.value(name), mean, *prediction_interval(values)))
     return found
 
 
@@ -135,9 +136,9 @@ def _measures(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
 
 
 def _pair(measure: str, pairs: Sequence[tuple[Record, Record]]) -> Pair:
-    values = [(float(own.summary[measure]), float(other.summary[measure])) for own, other in pairs]
+    values = [(own.value(measure), other.value(measure)) for own, other in pairs]
     is_ratio = measure not in OF_SAMPLES
-    changes = [own / other - 1 if is_ratio else own - other for own, other in values]
+    changes = [(own / other if other else math.inf) - 1 if is_ratio else own - other for own, other in values]
     first, second = (sum(column) / len(values) for column in zip(*values, strict=True))
     return Pair(measure, first, second, sum(changes) / len(changes), *interval(changes), is_ratio)
 
@@ -150,5 +151,7 @@ def _to_target(own: Record, other: Record) -> float:
 
 
 def _curve(record: Record) -> tuple[list[float], list[float]]:
-    rows = [row for row in record.history if "heldout_loss" in row]
+    rows = [row for row in record.history if {"heldout_loss", "train_flops"} <= row.keys()]
+    if not rows:
+        raise MaskDMError(f"record {record.stage}: {record.key}: no row with heldout_loss and train_flops")
     return [row["train_flops"] for row in rows], [row["heldout_loss"] for row in rows]

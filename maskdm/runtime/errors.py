@@ -10,12 +10,18 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn
 
+from maskdm.runtime.text import one_line
+
 GOES_ON = "the same command goes on from here"
+NO_MEMORY = ("can't allocate memory", "out of memory")  # what PyTorch says on a CPU and on a GPU
 CLOSED_PIPE = 141  # 128 + SIGPIPE: what a shell reports of other commands
 
 
 class MaskDMError(Exception):
     """Bad input or a broken environment. The message is one line: what is wrong, where, what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class DivergedError(MaskDMError):
@@ -30,8 +36,9 @@ class StoppedEarly(Exception):  # noqa: N818 - no error
 def exit_with_one_line() -> Iterator[None]:
     """Turn what is no fault of the code into one line on stderr and an exit code.
 
-    2: a `MaskDMError`, or the system's refusal, such as a full disk or a folder that may not be read or written, where
-    nobody nearer had more to say. 130: Ctrl-C. 141: the reader of the output has gone (`maskdm compare a b | head -1`).
+    2: a `MaskDMError`, or the system's refusal where nobody nearer had more to say: a full disk, too little memory, a
+    folder that may not be read or written. 130: Ctrl-C. 141: the reader of the output has gone
+    (`maskdm compare a b | head -1`).
     """
     try:
         yield
@@ -42,9 +49,14 @@ def exit_with_one_line() -> Iterator[None]:
         _end(f"interrupted: {str(interrupt) or GOES_ON}", 130)
     except BrokenPipeError:
         _end("error: the reader of the output has gone; not all was written", CLOSED_PIPE)
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        if not isinstance(error, MemoryError) and not any(words in said for words in NO_MEMORY):
+            raise
+        _end(one_line(f"error: too little memory{': ' if said else ''}{said}; allowed: what needs less of it"), 2)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _end(f"error: {place}{error.strerror or error}", 2)
+        _end(one_line(f"error: {place}{error.strerror or error}"), 2)
 
 
 def one_line_interrupts() -> None:

@@ -176,7 +176,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise MaskDMError(f"{path}: no such file; {remedy}") from None
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, BadZipFile, zlib.error) as error:
         raise MaskDMError(f"{path}: cannot read it: {reason(error)}; {remedy}") from None
 
 

@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import write_atomically, write_text
+from maskdm.runtime.text import short
 from maskdm.runtime.threads import count_cores
 from maskdm.runtime.units import percent
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # `train` has no records of its own below records/: `maskdm train` keeps them beside the weights.
 Stage = Literal["default", "study", "search", "large_search", "tuning", "train"]
 LINE_REMEDY = "restore the file with git, or delete the line, and what it records is done again"
+LARGEST = 1e100  # of what a record's numbers may be: nothing measured is so large, and its square is finite
+POSITIVE = ("heldout_loss", "train_flops")  # their logarithm is taken
 # A change there does not change what a run computes.
 WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")
 
@@ -47,6 +50,28 @@ class Record:
     history: list[dict[str, Any]]  # one row a measurement
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def seed(self) -> int:
+        """The one of its trial.
+
+        Raises:
+            MaskDMError: it has none.
+        """
+        seed = self.params.get("seed")
+        if not isinstance(seed, int) or seed < 0:
+            raise MaskDMError(f"record {self.stage}: {self.key}: params.seed={short(seed)}; allowed: a whole number")
+        return seed
+
+    def value(self, name: str) -> float:
+        """A number of its summary.
+
+        Raises:
+            MaskDMError: it has none of this name.
+        """
+        if name not in self.summary:
+            raise MaskDMError(f"record {self.stage}: {self.key}: summary.{name} is missing")
+        return float(self.summary[name])
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ class StepTimes:
         device, processes = self.hardware["device"], self.hardware["processes"]
         name = f"{self.hardware['cpu']}, {self.hardware['cores']} cores" if device == "cpu" else device
         shared = f", {processes} processes" if processes > 1 else ""
-        commit = f"; commit `{self.git['commit'][:7]}`" if self.git["commit"] else ""
+        commit = f"; commit `{str(self.git['commit'])[:7]}`" if self.git.get("commit") else ""
         return f"{name}{shared}{commit}; spread {percent(self.spread)}"
 
 
@@ -184,7 +209,7 @@ def read_arms(root: Path) -> dict[str, dict[int, Record]]:
         if record.stage == "tuning" or folder == "trials":  # they differ in more than the seed
             continue
         comparison = folder if record.stage == "study" else record.stage
-        found.setdefault(f"{comparison}/{record.arm}", {})[int(record.params["seed"])] = record
+        found.setdefault(f"{comparison}/{record.arm}", {})[record.seed] = record
     return found
 
 
@@ -240,7 +265,10 @@ def read_step_times(path: Path) -> StepTimes:
     """
     if not path.is_file():
         raise MaskDMError(f"{path}: no such file; the stage `step_time` writes it")
-    return _read(path, StepTimes)
+    times = _read(path, StepTimes)
+    if missing := {"cpu", "cores", "device", "processes"} - times.hardware.keys():
+        raise MaskDMError(f"{path}: hardware.{min(missing)} is missing; the stage `step_time` writes it")
+    return times
 
 
 def _folded_path(root: Path, stage: str, folder: str) -> Path:
@@ -304,7 +332,7 @@ def _read(path: Path, kind: type[R]) -> R:
 
 def _parse(where: str, content: bytes, kind: type[R]) -> R:
     try:
-        return TypeAdapter(kind).validate_json(content)
+        found = TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -312,6 +340,18 @@ def _parse(where: str, content: bytes, kind: type[R]) -> R:
             f"{where}: not a valid record: {key + ': ' if key else ''}{problem['msg']}; restore it with git, or "
             "delete it, and what it records is done again"
         ) from None
+    if isinstance(found, Record | Folded):
+        _require_numbers(where, found if isinstance(found, Record) else found.record)
+    return found
+
+
+def _require_numbers(where: str, record: Record) -> None:
+    """Refuse what no stage writes, and what statistics would stumble over."""
+    for row in (record.summary, *record.history):
+        for name, value in row.items():
+            number = isinstance(value, int | float) and abs(value) <= LARGEST and (value > 0 or name not in POSITIVE)
+            if not number and (name in POSITIVE or not isinstance(value, str | None)):
+                raise MaskDMError(f"{where}: not a valid record: {name}={short(value)}; {LINE_REMEDY}")
 
 
 def distance_metric(names: Iterable[Any]) -> str:

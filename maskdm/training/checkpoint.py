@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 
 from maskdm.networks.catalogue import network_class
 from maskdm.networks.network import Network
@@ -41,10 +43,10 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+        with ZipFile(path) as archive:  # torch does not look at its checksums
             if torn := archive.testzip():
-                raise zipfile.BadZipFile(torn)
-        state = torch.load(path, map_location=device, weights_only=True)
+                raise BadZipFile(torn)
+        state = read_tensors(path, device)
     except Exception as error:  # torch raises many kinds: zip, pickle, EOF, runtime
         raise MaskDMError(
             f"{path}: corrupt checkpoint ({type(error).__name__}); delete it to start this phase again"
@@ -52,6 +54,20 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not isinstance(state, dict):
         raise MaskDMError(f"{path}: not a checkpoint; delete it to start this phase again")
     return state
+
+
+def read_tensors(path: Path, device: torch.device) -> Any:
+    """What `torch.save` wrote; nothing in the file is run.
+
+    Raises:
+        Exception: nearly any, if the file is damaged, or none.
+    """
+    if is_zipfile(path):
+        with ZipFile(path) as archive:  # `torch.save` packs nothing: so what is read is no larger than the file
+            packed = [info.filename for info in archive.infolist() if info.compress_type != ZIP_STORED]
+        if packed:
+            raise ValueError(f"{packed[0]} is compressed")
+    return torch.load(path, map_location=device, weights_only=True)
 
 
 def save_snapshot(folder: Path, network: Network) -> None:
@@ -65,7 +81,7 @@ def save_snapshot(folder: Path, network: Network) -> None:
     try:
         with folders_above(folder):
             try:
-                network.save_pretrained(temporary)
+                network.save_pretrained(temporary, max_shard_size="1TB")  # one file
                 write_checksums(temporary, "*.safetensors")  # which have none of their own
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(temporary, folder)
@@ -84,18 +100,41 @@ def load_snapshot(folder: Path, device: torch.device) -> Network:
     if not folder.is_dir():
         raise MaskDMError(f"{folder}: no such folder; allowed: one with config.json and safetensors")
     check_checksums(folder, REMEDY)
-    with reading(config := folder / "config.json", REMEDY):
-        kind = network_class(str(dict(json.loads(config.read_bytes()))["_class_name"]))
+    with reading(place := folder / "config.json", REMEDY):
+        config = dict(json.loads(place.read_bytes()))
+        kind = network_class(str(config["_class_name"]))
+    if (folder / f"{SAFETENSORS_WEIGHTS_NAME}.index.json").exists():  # it could name files of any folder
+        raise MaskDMError(f"{folder}: weights in several files; allowed: {SAFETENSORS_WEIGHTS_NAME} alone")
     try:
-        network, loading = kind.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
-        )
+        _require_fit(kind, config, folder / SAFETENSORS_WEIGHTS_NAME)
+        network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
+    except MisfitError as error:
+        raise MaskDMError(f"{folder}: the weights do not fit the config: {error}") from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError: all mean the folder is unusable
         raise MaskDMError(f"{folder}: no usable weights: {reason(error)}; {REMEDY}") from error
-    wrong = [name for names in loading.values() for name in names]
-    if wrong:
-        raise MaskDMError(f"{folder}: the weights do not fit the config: {wrong[0]} (of {len(wrong)})")
     return network.to(device)
+
+
+class MisfitError(Exception):
+    """A config and weights that are not of one network."""
+
+
+def _require_fit(kind: type[Network], config: dict[str, Any], weights: Path) -> None:
+    """Compare all shapes before anything is allocated: a config may claim a network of any size.
+
+    Raises:
+        MisfitError: a weight is missing, has another shape, or no place in the network.
+        Exception: nearly any, if a file is damaged.
+    """
+    with safe_open(weights, framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    for key in ("depth", "layers_per_block"):
+        if config.get(key, 1) > len(stored):
+            raise MisfitError(f"{key}={config[key]} with {len(stored)} weights")
+    with torch.device("meta"):
+        expected = {name: tuple(weight.shape) for name, weight in kind.from_config(config).state_dict().items()}
+    if wrong := sorted(n for n in stored.keys() | expected.keys() if stored.get(n) != expected.get(n)):
+        raise MisfitError(f"{wrong[0]} (of {len(wrong)})")
 
 
 def snapshot_folder(folder: Path, share: float) -> Path:

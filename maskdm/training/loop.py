@@ -194,7 +194,7 @@ class PhaseTrainer:
         """
         try:
             self._load(state)
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise MaskDMError(
                 f"{self.checkpoint_path}: does not fit this network ({' '.join(str(error).split())}); "
                 "delete it to start this phase again"
