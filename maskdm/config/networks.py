@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from maskdm.config.masks import CropMask, Mask
 from maskdm.config.schema import Positive, Schema
 
+Layers = Annotated[int, Field(gt=0, le=1000)]  # a plan builds them all, one by one
+
 
 class _Model(Schema):
     """What the settings of all networks have in common. Its keys are those of the network's constructor."""
@@ -46,7 +48,7 @@ class _Model(Schema):
 
 class _TransformerModel(_Model):
     embed_dim: Positive  # width
-    depth: Positive  # blocks
+    depth: Layers  # blocks
     num_heads: Positive  # of attention
 
     @property
@@ -99,7 +101,7 @@ class UNetModel(_Model):
 
     name: Literal["unet"]
     block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)]  # of each level, the finest first
-    layers_per_block: Positive  # residual layers of each level
+    layers_per_block: Layers  # residual layers of each level
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...]  # those with self-attention, counted from 0
 
     @property

