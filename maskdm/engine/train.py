@@ -148,11 +148,11 @@ def load_trained(out: Path, device: torch.device, with_state: bool) -> Trained:
     Raises:
         MaskDMError: a file is missing or damaged.
     """
+    training, timing = load_training(out)  # first: it looks at the checksums of all files
     network = load_snapshot(out / "weights", device)
     state = load_checkpoint(out / "state.pt", device) if with_state else None
     if with_state and state is None:
         raise MaskDMError(f"{out / 'state.pt'}: no such file; {REMEDY.format(out)}")
-    training, timing = load_training(out)
     return Trained(network, state, training.history, timing.seconds)
 
 

@@ -68,10 +68,14 @@ CASES: list[Case] = [
     ("export bad", pdfs, "bad: no weights in it"),
     ("compare bad bad", empty, "bad: neither a recorded arm nor a run"),
     # damage
-    ("sample bad", damaged_weights, "bad: no usable weights: "),
-    ("interpolate bad", damaged_weights, "bad: no usable weights: "),
-    ("evaluate bad", damaged_weights, "bad: no usable weights: "),
-    ("export bad", damaged_weights, "bad: no usable weights: "),
+    ("sample bad", damaged_weights, "bad/diffusion_pytorch_model.safetensors: damaged: "),
+    (
+        "interpolate bad",
+        damaged_weights,
+        "bad/diffusion_pytorch_model.safetensors: damaged: it is not what was written",
+    ),
+    ("evaluate bad", damaged_weights, "bad/diffusion_pytorch_model.safetensors: damaged: "),
+    ("export bad", damaged_weights, "bad/diffusion_pytorch_model.safetensors: damaged: "),
     ("compare bad scratch", damaged_record, "record.json: not a valid record"),
     # where nothing can be written; root may write anywhere, so a file stands in the way
     ("sample scratch --out bad/new", a_file_in_the_way, "new: cannot write it: Not a directory"),

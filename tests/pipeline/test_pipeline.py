@@ -119,8 +119,8 @@ def test_a_lock_file_of_dvc_is_removed_if_it_is_torn_and_only_then(tmp_path: Pat
 
 def test_what_says_which_stages_have_run_is_removed_if_it_is_torn_and_only_then(tmp_path: Path) -> None:
     whole = (PROJECT / "dvc.lock").read_text()
-    lines = whole.splitlines(keepends=True)
-    for content, kept in (("", False), ("".join(lines[: len(lines) // 2])[:-20], False), (whole, True)):
+    torn = whole[: whole.rindex("    outs:") + len("    ou")]
+    for content, kept in (("", False), (torn, False), (whole, True)):
         (tmp_path / "dvc.lock").write_text(content)
         subprocess.run(["make", "--silent", "-f", PROJECT / "Makefile", "unlock"], cwd=tmp_path, check=True)
         assert (tmp_path / "dvc.lock").exists() == kept

@@ -1,6 +1,6 @@
 """Removes a lock file of DVC's that a kill or a full disk has torn: DVC stops at half of one.
 
-python -m maskdm.runtime.dvc_lock FILE ...
+python pipeline/unlock.py FILE ...
 
 The file says what has run. Without it the stages run again, and find what is trained.
 """
