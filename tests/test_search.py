@@ -507,6 +507,7 @@ def test_another_number_of_workers_tries_the_same_trials_though_the_first_search
         assert len(set(tables)) == 1, name
 
 
+@pytest.mark.slow
 def test_the_studys_search_has_settings_and_results_of_its_own(searched: Path) -> None:
     before = records_of(searched)
     large = PARAMS["search"] | {"trials": 2, "confirm_seeds": [103]}

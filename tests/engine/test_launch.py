@@ -114,6 +114,7 @@ def test_an_interrupted_training_of_two_processes_goes_on_and_ends_like_that_of_
         assert row == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_like_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launched(project, "pretrain", "scratch")
     launched(project, "finetune", "scratch")

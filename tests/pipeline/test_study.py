@@ -103,6 +103,7 @@ def test_a_part_may_have_another_network_recipe_and_sampler(project: Path, tmp_p
     assert re.search(r"sampling\.sampler=\w+ with objective=flow; allowed: euler, heun", error)
 
 
+@pytest.mark.slow
 def test_a_part_may_have_another_data_set_and_its_phases_too(project: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(project, tmp_path / "project")
     data = PARAMS["data"] | {"holdout": 40}
