@@ -13,7 +13,7 @@ from typing import Any
 
 from maskdm.config.comparison import Phase
 from maskdm.config.reading import load_block
-from maskdm.config.study import DEFAULT, load_study
+from maskdm.config.study import DEFAULT, Part, load_study
 from maskdm.config.tuning import Tunings
 from maskdm.engine import searching, tuning
 from maskdm.engine.dry_run import measure_rate
@@ -239,10 +239,14 @@ def _published() -> Iterator[tuple[Stage, str]]:
         if record.stage == "default":
             yield record.stage, f"{DEFAULT}/{record.arm}"
         elif record.stage == "study":
-            if folder in parts and places_of(parts[folder].set).prepared.is_dir():
+            if folder in parts and _is_prepared(parts[folder]):
                 yield record.stage, f"{folder}/{record.arm}"
         elif record.stage != "tuning" or folder in tunings:
             yield record.stage, record.key
+
+
+def _is_prepared(part: Part) -> bool:
+    return places_of(part.set).prepared.is_dir()
 
 
 def _tuned(record: Record) -> Project:
