@@ -11,6 +11,7 @@ Stages, and DVC itself, run as forks of this process, which has loaded the libra
 """
 
 import argparse
+import errno
 import gc
 import importlib
 import json
@@ -571,12 +572,22 @@ def _is_in(link: Path, folder: Path) -> bool:
 
 
 def fill(filler: Path, left: int) -> str:
-    """Fill the disk up to `left` bytes."""
-    found = os.statvfs(filler.parent)
-    size = found.f_bavail * found.f_frsize - left
+    """Fill the disk up to `left` bytes. Others write meanwhile: what was free may be so no longer."""
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, size))
+        while (size := free_bytes(filler.parent) - left) > 0:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
     return f"{left} bytes left"
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk that a folder is on."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 PRECIOUS = {  # a kind of file -> where such files are

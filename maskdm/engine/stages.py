@@ -71,9 +71,10 @@ def evaluate(project: Project) -> None:
     weights = {share: network_sha256(load_snapshot(folder, project.device)) for share, folder in snapshots.items()}
     own_identity = identity(project, record.identity, weights)
     out = stage_folder("evaluate", params.arm, params.seed)
-    if _is_judged(out, own_identity, record, params.budget.snapshots):
-        return
     work = work_folder("evaluate", params.arm, params.seed, own_identity)
+    if _is_judged(out, own_identity, record, params.budget.snapshots):
+        _discard(project, work)
+        return
     judge = Judge.open(project, work)
     if not project.processes.is_main:
         judge_all(judge, snapshots, log=lambda _: None)
@@ -89,7 +90,7 @@ def evaluate(project: Project) -> None:
         run.log_model(as_model(snapshots[1], project.recipe.objective, params.sampling))
         write_record(ROOT, result.record, result.machine)
         write_atomically(out / "identity", lambda file: file.write(own_identity.encode()))
-    shutil.rmtree(work.parent, ignore_errors=True)
+    _discard(project, work)
 
 
 def _is_judged(out: Path, own_identity: str, record: Record, shares: Sequence[float]) -> bool:
@@ -146,9 +147,10 @@ def _train(project: Project, stage: str, plans: tuple[PhasePlan, ...], before: T
         [plan_as_json(plan) for plan in plans],
     )
     out = stage_folder(stage, params.arm, params.seed)
-    if is_saved(out, own_identity):
-        return
     work = work_folder(stage, params.arm, params.seed, own_identity)
+    if is_saved(out, own_identity):
+        _discard(project, work)
+        return
 
     def keep(trained: Trained) -> None:
         memory = max(peak_memory_bytes(project.device) if plans else 0, (earlier and earlier.memory) or 0)
@@ -163,7 +165,13 @@ def _train(project: Project, stage: str, plans: tuple[PhasePlan, ...], before: T
         return
     with exclusive(work), mlflow_store.live_run(ROOT, _record(project)) as run:
         keep(train_phases(project, plans, before.network, work, run.log_history, before=before))
-    shutil.rmtree(work.parent, ignore_errors=True)  # the results are safe: nothing is left to resume
+    _discard(project, work)
+
+
+def _discard(project: Project, work: Path) -> None:
+    """Remove what a trial resumes from. A kill may come before it, so who finds the results calls it, too."""
+    if project.processes.is_main:
+        shutil.rmtree(work.parent, ignore_errors=True)
 
 
 def _record(project: Project) -> Record:

@@ -247,8 +247,13 @@ def test_a_killed_stage_goes_on_with_the_same_command_to_the_same_weights(prepar
 def test_what_is_done_is_not_done_again(prepared: Path) -> None:
     stage(prepared, "pretrain", "staged")
     before = {path: path.stat().st_mtime_ns for path in (prepared / "runs").rglob("*") if path.is_file()}
+    done = next((prepared / "runs" / "pretrain" / "staged").glob("*/training.json"))
+    left = prepared / "work" / f"pretrain-staged-{done.parent.name}" / json.loads(done.read_text())["identity"]
+    left.mkdir(parents=True)  # by a kill just after the results were written
+    (left / "phase0.pt").write_bytes(b"what it resumes from")
     stage(prepared, "pretrain", "staged")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not left.exists()
 
 
 def test_a_fine_tuning_does_not_begin_anew_where_the_state_is_missing(prepared: Path) -> None:
