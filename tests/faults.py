@@ -70,9 +70,14 @@ FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at 
 JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
 TOO_LATE = "after the end"  # a run on a faster machine saves its state less often: another moment is drawn
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
+UNREADABLE = "the results cannot be read"
 HAVE_WORKERS = "pretrain@staged|finetune|evaluate|search$|part|tuning"
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
 CONTEXT = multiprocessing.get_context("fork")
+
+
+class UnreadableError(RuntimeError):
+    """Reading the results fails."""
 
 
 # --- commands as forks ----------------------------------------------------------------------------------------
@@ -409,11 +414,18 @@ class Lab:
         """By the last command."""
         return self.output.read_text(errors="replace")
 
+    def different(self, expected: dict[str, Any]) -> list[str]:
+        """What is not as in the undisturbed run."""
+        try:
+            return list(differences(self.facts(), expected))
+        except UnreadableError:
+            return [UNREADABLE]
+
     def facts(self) -> dict[str, Any]:
         """All that must be as in the undisturbed run."""
         found = self.folder / "facts.json"
         if Fork(partial(write_facts, found), self.project, self.output).wait():
-            raise RuntimeError(f"the results cannot be read: {self.said()}")
+            raise UnreadableError(self.said())
         content: dict[str, Any] = json.loads(found.read_text())
         return content
 
@@ -669,18 +681,26 @@ def recover(lab: Lab, case: Case, expected: dict[str, Any]) -> str:
         followed.append(done)
     else:
         return f"FAILED: it does not go on: {followed}; {said[-500:]}"
-    different = differences(lab.facts(), expected)
-    if different and (UNTRACKED in said or UNTRACKED in said_before):
-        if "delete it" in (line := said if UNTRACKED in said else said_before):
-            followed.append(str(follow(lab, line)))
-        status, said = lab.run(run_sync)
-        if status:
+    different, untracked = lab.different(expected), [each for each in (said, said_before) if UNTRACKED in each]
+    if different and (untracked or different == [UNREADABLE]):
+        steps, said = resync(lab, untracked[0] if untracked else "")
+        if not steps:
             return f"FAILED: maskdm sync: {said[-500:]}"
-        followed.append("maskdm sync")
-        different = differences(lab.facts(), expected)
+        followed += steps
+        different = lab.different(expected)
     if different:
         return f"FAILED: {len(different)} differ after {followed or 'the same command'}: {'; '.join(different[:6])}"
     return f"equal after {', '.join(followed)}" if followed else "equal"
+
+
+def resync(lab: Lab, said: str) -> tuple[list[str], str]:
+    """`maskdm sync`, with what a line of it, or of the command before it, says to delete; what was done, and said."""
+    done = [str(follow(lab, said))] if "delete it" in said else []
+    status, said = lab.run(run_sync)
+    if status and (deleted := follow(lab, said)):  # a stage that tracks nothing does not meet a damaged store
+        done.append(deleted)
+        status, said = lab.run(run_sync)
+    return ([] if status else [*done, "maskdm sync"]), said
 
 
 def run_sync() -> None:

@@ -80,14 +80,16 @@ def evaluate(project: Project) -> None:
         judge_all(judge, snapshots, log=lambda _: None)
         return
     training, timing = load_training(stage_folder("finetune", params.arm, params.seed))
-    with exclusive(work), mlflow_store.live_run(ROOT, record) as run:
-        judged = judge_all(judge, snapshots, lambda rows: run.log_history([*training.history, *rows]))
-        result = finish(project, record, training.history, timing, judged)
-        save_samples(out, work, params.budget.snapshots)
+    with exclusive(work):
+        with mlflow_store.live_run(ROOT, record) as run:
+            judged = judge_all(judge, snapshots, lambda rows: run.log_history([*training.history, *rows]))
+            result = finish(project, record, training.history, timing, judged)
+            save_samples(out, work, params.budget.snapshots)
+            run.log_machine(result.machine)
+            run.log_artifact(out / "grid.png")
+            run.log_model(as_model(snapshots[1], project.recipe.objective, params.sampling))
+        # Last, and in this order: who finds them takes the trial for judged, and its run for ended.
         write_checksums(out, later={"identity": own_identity.encode()})
-        run.log_machine(result.machine)
-        run.log_artifact(out / "grid.png")
-        run.log_model(as_model(snapshots[1], project.recipe.objective, params.sampling))
         write_record(ROOT, result.record, result.machine)
         write_atomically(out / "identity", lambda file: file.write(own_identity.encode()))
     _discard(project, work)
@@ -163,8 +165,10 @@ def _train(project: Project, stage: str, plans: tuple[PhasePlan, ...], before: T
     if not plans:  # the drawn weights of `scratch`, or an arm that is masked all the way: no run
         keep(before)
         return
-    with exclusive(work), mlflow_store.live_run(ROOT, _record(project)) as run:
-        keep(train_phases(project, plans, before.network, work, run.log_history, before=before))
+    with exclusive(work):
+        with mlflow_store.live_run(ROOT, _record(project)) as run:
+            trained = train_phases(project, plans, before.network, work, run.log_history, before=before)
+        keep(trained)  # last: who finds it takes the run for ended
     _discard(project, work)
 
 
