@@ -32,7 +32,7 @@ from maskdm.training.heldout import HeldoutLoss
 from maskdm.training.objective import Objective
 from maskdm.training.optimizers import learning_rate, make_optimizers, update
 from maskdm.training.passes import make_passes
-from maskdm.training.plan import PhasePlan
+from maskdm.training.plan import PhasePlan, check_planned_flops
 from maskdm.training.views import Views, to_unit_range
 
 CHECKPOINT_SECONDS = 30.0  # the most work that a kill can cost
@@ -143,12 +143,13 @@ class PhaseTrainer:
 
         Raises:
             DivergedError: the loss is not finite.
-            MaskDMError: a file cannot be written, or the checkpoint is corrupt.
+            MaskDMError: a file cannot be written, the checkpoint is corrupt, or a step costs not what the plan says.
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once the state is saved.
         """
         if state := load_checkpoint(self.checkpoint_path, self.device):
             self.load_state_dict(state)
         self._require_same_step()
+        check_planned_flops(self.trainee, self.plan, self.device)
         self._settle_replica()
         with_labels = self.network.num_classes is not None
         loader = BatchLoader(self.data, self.plan, self.seed, self.share, with_labels)

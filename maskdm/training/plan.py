@@ -24,7 +24,10 @@ from maskdm.networks.catalogue import NETWORKS
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reason
+from maskdm.runtime.units import si
 from maskdm.training.optimizers import make_optimizers
+
+COUNTING_TOLERANCE = 1e-3  # of FLOPs that are counted twice
 
 
 @dataclass(frozen=True)
@@ -90,27 +93,43 @@ def build_network(model: Model, data: Data, num_classes: int | None) -> Network:
     )
 
 
-def group_flops(trainee: Trainee, group: Group) -> float:
+def group_flops(trainee: Trainee, group: Group, device: torch.device | str = "meta") -> float:
     """Forward and backward FLOPs of one image of a group, as torch's counter counts them.
 
-    Counted on the meta device with plain attention: the fused CPU kernel is unknown to the counter and would be
-    missed, and the fused GPU kernels count what they recompute. So the number is the same on every machine.
+    Counted with plain attention: the fused CPU kernel is unknown to the counter and would be missed, and the fused GPU
+    kernels count what they recompute. So the number is the same on every machine. On the meta device nothing is
+    computed.
     """
     batch_size = 2
-    twin = copy.deepcopy(trainee).to("meta")
+    twin = copy.deepcopy(trainee).to(device)
     network = twin.network
     kept = group.mask.num_keep(network.grid) if group.mask else None
-    with torch.device("meta"):
-        whole = torch.empty(batch_size, network.num_tokens, network.token_dim)
-        ids_keep = None if kept is None else torch.empty(batch_size, kept, dtype=torch.long)
-        t = torch.empty(batch_size, dtype=torch.long)
+    with torch.device(device):
+        whole = torch.zeros(batch_size, network.num_tokens, network.token_dim)
+        ids_keep = None if kept is None else torch.arange(kept).expand(batch_size, -1)
+        t = torch.zeros(batch_size, dtype=torch.long)
         x_t = twin.method.visible(whole, ids_keep)
         labels = None if network.num_classes is None else t
-        view = View(group, x_t, t, x_t, ids_keep, labels, chance=torch.empty(batch_size), positions=True)
+        view = View(group, x_t, t, x_t, ids_keep, labels, chance=torch.zeros(batch_size), positions=True)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         [losses] = twin([view])
         losses.total.sum().backward()
     return counter.get_total_flops() / batch_size
+
+
+def check_planned_flops(trainee: Trainee, plan: PhasePlan, device: torch.device) -> None:
+    """Count a pass where the phase trains: the plan has counted one that computes nothing, and a budget rests on it.
+
+    Raises:
+        MaskDMError: they differ, as what the network or the method does depends on the device or on the numbers.
+    """
+    total = sum(group.images * group_flops(trainee, group, device) for group in plan.groups)
+    found = total / sum(group.images for group in plan.groups)
+    if not math.isclose(found, plan.flops_per_image, rel_tol=COUNTING_TOLERANCE):
+        raise MaskDMError(
+            f"method.name={plan.method.name}: an image takes {si(found, 'FLOPs')}, and the plan has counted "
+            f"{si(plan.flops_per_image, 'FLOPs')}; allowed: what does the same on every device, with all numbers"
+        )
 
 
 def optimizer_flops(network: Network, settings: Optimisation) -> float:
@@ -201,6 +220,10 @@ def _plan_phase(
     method = method_of(phase)
     groups = method.groups(phase.batch_size, phase.mask)
     flops_per_image, update_flops = _step_costs(params.model, params.data, optimisation, method, groups)
+    removed = removed_share(phase, params.grid, params.model.blocks)
+    if phase.shows_less:
+        dense, _ = _step_costs(params.model, params.data, optimisation, DROP, (Group(1),))
+        _check_cost(method, flops_per_image / dense, 1 - removed, math.prod(params.grid))
     step_flops = phase.batch_size * flops_per_image + update_flops
     steps = max(1 if handover else 0, round(flops / step_flops))
     start_flops = before.train_flops(before.steps) if before else 0.0
@@ -211,7 +234,7 @@ def _plan_phase(
         index=before.index + 1 if before else 0,
         mask=phase.mask,
         method=method,
-        removed=removed_share(phase, params.grid, params.model.blocks),
+        removed=removed,
         positions=phase.positions,
         batch_size=phase.batch_size,
         steps=steps,
@@ -235,6 +258,26 @@ def method_of(phase: Phase) -> Method:
         return DROP
     assert isinstance(phase.method, Method)  # whoever names it has loaded it
     return phase.method
+
+
+def _check_cost(method: Method, cost: float, seen: float, tokens: int) -> None:
+    """Refuse a method whose step does not cost about what its blocks see: tables and controls go by the tokens.
+
+    Args:
+        method: of a phase.
+        cost: of an image, over that of a whole one.
+        seen: the share of tokens that a block sees, on average.
+        tokens: of an image.
+
+    Raises:
+        MaskDMError: attention alone would cost less, or two more tokens of an image would not cost as much.
+    """
+    low, high = 0.9 * seen**2, 1.15 * (seen * tokens + 2) / (tokens + 2)
+    if not low <= cost <= high:
+        raise MaskDMError(
+            f"method.name={method.name}: an image costs {cost:.1%} of a whole one, though blocks see {seen:.1%} of it; "
+            f"allowed: {low:.1%} to {high:.1%} (`tokens_a_block` of the method is wrong, or what it does)"
+        )
 
 
 def _schedule_start(before: PhasePlan, optimisation: Optimisation) -> float:

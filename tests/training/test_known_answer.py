@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.config.masks import Mask, PatchMask
+from maskdm.config.method import Group
 from maskdm.config.recipe import Optimisation
 from maskdm.datasets.prepared import PreparedData
 from maskdm.methods.drop import DROP
 from maskdm.methods.masks import draw_ids_keep
+from maskdm.methods.method import Trainee
 from maskdm.networks.patches import gather_tokens
 from maskdm.networks.uvit import UViT
 from maskdm.runtime.seeding import generator
 from maskdm.training.loop import PhaseTrainer
 from maskdm.training.objective import Coefficients, Objective, cosine_schedule, denoising_loss, make_objective
-from maskdm.training.plan import PhasePlan
+from maskdm.training.plan import PhasePlan, group_flops
 from maskdm.training.views import to_unit_range
 from tests.denoisers import OBJECTIVES, objective_settings, told_mix
 
@@ -122,7 +124,7 @@ def train(objective: Objective, mask: Mask | None, folder: Path) -> UViT:
         batch_size=BATCH_SIZE,
         steps=STEPS,
         optimisation=settings,
-        flops_per_image=1.0,
+        flops_per_image=group_flops(Trainee(new_network(), DROP), Group(1, mask)),
         optimizer_flops=0.0,
         start_images=0,
         start_flops=0.0,

@@ -84,7 +84,7 @@ def kill_after(trainer: PhaseTrainer, step: int) -> None:
 
 def test_training_lowers_the_heldout_loss(make_trainer: MakeTrainer) -> None:
     steps = 200
-    changes = {"steps": steps, "schedule_steps": steps, "heldout_steps": (1, steps), "snapshot_steps": {}, "mask": None}
+    changes = {"steps": steps, "schedule_steps": steps, "heldout_steps": (1, steps), "snapshot_steps": {}}
     history = make_trainer(**changes).run().history
     assert history[-1]["heldout_loss"] < 0.7 * history[0]["heldout_loss"]
 
@@ -278,7 +278,8 @@ def test_a_network_with_classes_trains_on_the_labels_of_its_images(
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2, num_classes=4)
     objective = make_objective(recipe.objective)
     heldout = make_heldout_loss(network, objective, data, 32, 0, torch.device("cpu"))
-    plan = replace(plan_finetune(params, recipe, "scratch"), steps=2, heldout_steps=(2,), snapshot_steps={})
+    changed = params.model_copy(update={"model": params.model.model_copy(update={"class_conditional": True})})
+    plan = replace(plan_finetune(changed, recipe, "scratch"), steps=2, heldout_steps=(2,), snapshot_steps={})
     before = network.label_embed.weight.detach().clone()
     PhaseTrainer(network, objective, data, plan, heldout, 0, tmp_path, lambda _: None).run()
     assert not torch.equal(before, network.label_embed.weight)
