@@ -54,8 +54,7 @@ def finetune(project: Project) -> None:
     """
     plan = plan_finetune(project.params, project.recipe, project.params.arm)
     source = stage_folder("pretrain", project.params.arm, project.params.seed)
-    before = load_trained(source, project.device, with_state=plan.goes_on)
-    _, timing = load_training(source)
+    before, timing = load_trained(source, project.device, with_state=plan.goes_on)
     _train(project, "finetune", (plan,), before, timing)
 
 

@@ -142,8 +142,8 @@ def load_training(out: Path) -> tuple[Training, Timing]:
     return _read_json(out / "training.json", Training), _read_json(out / "timing.json", Timing)
 
 
-def load_trained(out: Path, device: torch.device, with_state: bool) -> Trained:
-    """What `save_training` kept in `out`, on `device`.
+def load_trained(out: Path, device: torch.device, with_state: bool) -> tuple[Trained, Timing]:
+    """What `save_training` kept in `out`, with its tensors on `device`.
 
     Raises:
         MaskDMError: a file is missing or damaged.
@@ -153,7 +153,7 @@ def load_trained(out: Path, device: torch.device, with_state: bool) -> Trained:
     state = load_checkpoint(out / "state.pt", device) if with_state else None
     if with_state and state is None:
         raise MaskDMError(f"{out / 'state.pt'}: no such file; {REMEDY.format(out)}")
-    return Trained(network, state, training.history, timing.seconds)
+    return Trained(network, state, training.history, timing.seconds), timing
 
 
 def _as_json(content: Timing | Training) -> bytes:
