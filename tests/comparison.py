@@ -14,7 +14,8 @@ import pandas as pd
 
 from maskdm.config.params import Params
 from maskdm.config.study import Part, Study
-from maskdm.reporting import analysis, report
+from maskdm.reporting import analysed as analysing
+from maskdm.reporting import analysis
 from maskdm.runtime.paths import samples_file
 from maskdm.tracking.records import Machine, Record, StepTimes, fold_records, write_record, write_step_times
 from tests.imports import PROJECT
@@ -233,9 +234,9 @@ def analysed(
     times: StepTimes | None = None,
     shorter: Sequence[pd.DataFrame] = (),
     **reduction: float,
-) -> report.Analysed:
+) -> analysing.Analysed:
     records = make_records(params, REDUCTION | reduction) if records is None else records
-    return report.analyse("default", params, records, times or make_times(params), REFERENCE, shorter)
+    return analysing.analyse("default", params, records, times or make_times(params), REFERENCE, shorter)
 
 
 def write_project(root: Path, params: dict[str, Any], records: analysis.Records) -> None:

@@ -1,16 +1,17 @@
 """The same arm against the same baseline at several budgets: does what it saves grow or shrink with the training?"""
 
 import json
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
-from maskdm.reporting.page import LOSS, Column, mean_and_interval, number, rows_of
-from maskdm.reporting.report import Analysed
+from maskdm.reporting.analysed import Analysed
+from maskdm.reporting.page import LOSS, NOTHING, Column, mean_and_interval, number, rows_of
 from maskdm.runtime.units import si
 
-KEPT = ("arm", "masks", "seeds", "seeds_at_target")
-MEASURES = (LOSS, "compute_to_target")
+KEPT = ("arm", "masks", "seeds", "seeds_at_target", "seeds_at_target_by_budget")
+MEASURES = (LOSS, "compute_to_target", "budget_to_target")
 
 
 def gains(comparisons: Sequence[Analysed]) -> pd.DataFrame:
@@ -20,8 +21,8 @@ def gains(comparisons: Sequence[Analysed]) -> pd.DataFrame:
     count. Of comparisons that ask the same at one budget, that with most seeds is taken.
 
     Returns:
-        comparison, series (the number of the arm), baseline, train_flops, and of `analysis.summary` `KEPT` and, with
-        their intervals, `MEASURES`.
+        comparison, trained_as (the arm's name there), series (the number of the arm), baseline, train_flops, and of
+        `analysis.summary` `KEPT` and, with their intervals, `MEASURES`.
     """
     rows = []
     for found in comparisons:
@@ -36,6 +37,7 @@ def gains(comparisons: Sequence[Analysed]) -> pd.DataFrame:
             rows.append(
                 {
                     "comparison": found.name,
+                    "trained_as": row["arm"],
                     "settings": arm,
                     "train_flops": params.budget.train_flops,
                     "baseline": params.baseline,
@@ -67,6 +69,11 @@ def columns(gained: pd.DataFrame) -> list[Column]:
             "compute to the baseline's loss",
             [number(row, "compute_to_target") for row in rows],
             [row["compute_to_target"] for row in rows],
+        ),
+        Column(
+            "budget that ends at it",
+            [NOTHING if math.isnan(row["budget_to_target"]) else number(row, "budget_to_target") for row in rows],
+            [row["budget_to_target"] for row in rows],
         ),
     ]
 

@@ -12,12 +12,12 @@ from maskdm.config.params import Params
 from maskdm.config.reading import flat
 from maskdm.config.study import Part, load_study
 from maskdm.reporting import budgets, page, pictures, provenance, search_page, web
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import Records, ordered_arms
 from maskdm.reporting.page import LOSS
 from maskdm.reporting.report import (
     PANEL,
     WRITTEN,
-    Analysed,
     Default,
     analyse_study,
     open_default,

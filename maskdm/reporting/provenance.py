@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskdm.config.study import DEFAULT
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import Records, find_trial, ordered_arms
 from maskdm.reporting.page import NOTHING
-from maskdm.reporting.report import Analysed, Default
+from maskdm.reporting.report import Default
 from maskdm.tracking.records import Machine
 
 

@@ -1,21 +1,21 @@
 """The pages with their tables and figures: read what the stages left, analyse it, write."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure, SubFigure
 
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.recipe import Recipe
 from maskdm.config.study import DEFAULT, Part, Study, load_study
 from maskdm.datasets.prepared import PreparedData
-from maskdm.reporting import analysis, figures, methods_sections, page, study_sections
+from maskdm.reporting import analysis, budgets, figures, law, methods_sections, page, study_sections
+from maskdm.reporting.analysed import Analysed, analyse
 from maskdm.reporting.analysis import Records
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reading, write_csv, write_text
@@ -31,69 +31,15 @@ from maskdm.runtime.paths import (
     stage_folder,
 )
 from maskdm.runtime.units import si
-from maskdm.tracking.records import StepTimes, distance_metric, read_records, read_step_times
+from maskdm.tracking.records import StepTimes, read_records, read_step_times
 
 REPORTS = ROOT / "reports"
 MASKS = ROOT / "runs" / "masks.npz"
 WRITTEN = "`dvc repro` writes it"
 PANEL = 64  # images of a sample grid
 MASKED_IMAGES = 10  # columns of the figure of the masks
+BUDGETS = "budgets"  # the name of a figure
 TABLES = ("arms", "trials")  # of the study; the curves are in the records
-
-
-@dataclass(frozen=True)
-class Analysed:
-    """A comparison and what its trials say."""
-
-    name: str
-    params: Params
-    data: dict[str, Any]  # of a record: name, sha256 and the like
-    metric: str  # the name of the distance
-    measured_with: dict[str, Any]  # of `analysis.measured_with`
-    curves: pd.DataFrame
-    trials: pd.DataFrame
-    arms: pd.DataFrame  # of `analysis.summary`
-
-    @property
-    def dataset(self) -> str:
-        """The name of the data set."""
-        return str(self.data["name"])
-
-    @property
-    def colors(self) -> figures.Colors:
-        """Of the arms, in the order of the report."""
-        return figures.arm_colors(analysis.ordered_arms(self.params), self.params.baseline, self.params.controls)
-
-    def draw_curves(self) -> Figure:
-        """Loss and distance against compute and time."""
-        return figures.curves(self.curves, self.colors, self.params, self.metric)
-
-    @property
-    def against(self) -> tuple[float, Callable[[SubFigure], None]]:
-        """Height and drawing of all arms' changes against the baseline, for `figures.stacked`."""
-        shown = (self.arms, self.trials, self.colors, self.params, self.metric)
-        return figures.against_height(len(self.arms)), lambda place: figures.draw_against(place, *shown)
-
-
-def analyse(
-    name: str,
-    params: Params,
-    records: Records,
-    times: StepTimes,
-    reference: Mapping[str, Any] = {},
-    shorter: Sequence[pd.DataFrame] = (),
-) -> Analysed:
-    """Everything that the records say of one comparison.
-
-    Raises:
-        MaskDMError: a trial has no record, was measured in another way than the others, or was not timed.
-    """
-    curves = analysis.curves(name, params, records, times)
-    measured_with = analysis.measured_with(name, params, records, reference)
-    trials = analysis.trials(name, params, records, curves, shorter)
-    record, _ = analysis.find_trial(name, params.baseline, params.seeds[0], records)
-    metric = distance_metric(record.history[-1])
-    return Analysed(name, params, record.data, metric, measured_with, curves, trials, analysis.summary(trials))
 
 
 # --- the default comparison ---------------------------------------------------------------------------------
@@ -266,7 +212,7 @@ def study_page(
         with figures.style():
             panels = {parts[found.name].question: found.against for found in done}
             figures.save(figures.stacked(panels), STUDY_REPORTS / f"{page_name}_against")
-    answers += methods_answers(done) if page_name == "methods" else study_answers(done)
+    answers += methods_answers(done) if page_name == "methods" else study_answers(done, analysed)
     blocks = [
         head,
         "\n".join(f"- {answer.in_short}" for answer in answers),
@@ -279,12 +225,23 @@ def study_page(
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def study_answers(done: Sequence[Analysed]) -> list[page.Answer]:
-    """What the study's page says beside its parts."""
+def study_answers(done: Sequence[Analysed], analysed: Sequence[Analysed]) -> list[page.Answer]:
+    """What the study's page says beside its parts; `analysed` are those of all pages."""
     if not done:
         return write_others()
     params, trials = {found.name: found.params for found in done}, {found.name: found.trials for found in done}
-    return [study_sections.agreement_answer(params, trials), *write_others()]
+    return [*write_budgets(analysed), study_sections.agreement_answer(params, trials), *write_others()]
+
+
+def write_budgets(analysed: Sequence[Analysed]) -> list[page.Answer]:
+    """What the page says of arms that were trained with several budgets, if there are some, and the figure."""
+    gained = budgets.gains(analysed)
+    if not len(gained):
+        return []
+    lines = law.trends(gained, analysed)
+    with figures.style():
+        figures.save(law.draw(gained, lines), STUDY_REPORTS / BUDGETS)
+    return [law.law_answer(gained, lines, f"study/{BUDGETS}")]
 
 
 def methods_answers(done: Sequence[Analysed]) -> list[page.Answer]:

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex
 
 from maskdm.reporting import analysis, figures, search_figures
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import AGAINST
 from maskdm.reporting.page import LOSS, rows_of
-from maskdm.reporting.report import Analysed
 from maskdm.runtime.units import si, si_prefix
 
 Json = dict[str, Any]

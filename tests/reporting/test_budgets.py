@@ -7,8 +7,8 @@ import pytest
 
 from maskdm.config.params import Params
 from maskdm.reporting import budgets
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.page import LOSS
-from maskdm.reporting.report import Analysed
 from tests.comparison import NOISE, REDUCTION, analysed, make_records, settings
 
 

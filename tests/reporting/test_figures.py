@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from maskdm.config.params import Params
 from maskdm.reporting import analysis, figures
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import AGAINST
-from maskdm.reporting.report import Analysed
 from tests.comparison import analysed, settings
 
 COLORS = figures.arm_colors(["scratch", "block90"], "scratch")

@@ -12,8 +12,8 @@ import pytest
 
 from maskdm.config.params import Params
 from maskdm.reporting import page, web
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.index import read_study, write_index
-from maskdm.reporting.report import Analysed
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import read_records
 from tests.comparison import (

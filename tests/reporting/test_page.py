@@ -421,7 +421,8 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     assert text.count("- **intervals**: ") == 1
     assert "## Not run yet\n\n- `dvc repro study/dvc.yaml:part@third`" in text
     names = {path.name for path in (run / "reports" / "study").iterdir()}
-    pictures = {"first_curves.png", "methods_against.png", "study_against.png"}  # curves of several snapshots alone
+    # Curves of several snapshots alone.
+    pictures = {"budgets.png", "first_curves.png", "methods_against.png", "study_against.png"}
     assert names == pictures | {"arms.csv", "trials.csv"}
     table = pd.read_csv(run / "reports" / "study" / "trials.csv")
     assert table["comparison"].value_counts().to_dict() == {"first": 20, "second": 20, "half": 20, "rivals": 20}
