@@ -3,6 +3,7 @@
 import copy
 import math
 import resource
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -313,7 +314,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: of the GPU's allocator on a GPU, of this process (resident set) on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _heldout_steps(params: Params, start_flops: float, step_flops: float, steps: int) -> tuple[int, ...]:
