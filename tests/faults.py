@@ -724,7 +724,7 @@ def follow(lab: Lab, said: str) -> str | None:
     if found := re.search(r"`dvc repro -f (\S+)`", line):
         status, _ = lab.run(partial(force_dvc, found[1]))
         return f"dvc repro -f {found[1]}" if status == 0 else None
-    if found := re.search(r"delete (\S+), and", line):
+    if found := re.search(r"delete (?!it,)(\S+), and", line):
         path = lab.project / found[1]
     if "delete it" not in line and not found:
         return None
