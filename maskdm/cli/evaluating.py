@@ -15,7 +15,7 @@ from maskdm.runtime.units import four_digits
 if TYPE_CHECKING:
     from maskdm.engine.measuring import Measured
 
-BETTER = {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher"}
+BETTER = {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher", "nearest": "not 0"}
 
 
 def evaluate(

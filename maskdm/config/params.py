@@ -98,7 +98,7 @@ class Evaluation(Schema):
     reference: Positive  # training images they are compared with
     kid_subsets: Positive  # random ones, over which KID is averaged
     kid_subset_size: Annotated[int, Field(ge=2)]  # the unbiased estimate divides by size - 1
-    nearest_k: Positive  # neighbours of precision, recall, density and coverage
+    nearest_k: Positive  # neighbours of precision, recall, density, coverage and nearest
 
     @model_validator(mode="after")
     def _counts_suffice(self) -> Self:

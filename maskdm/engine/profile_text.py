@@ -31,7 +31,7 @@ COMMENTS = {
     "extractor": "its distance is fd_effnet_lite0, a stand-in for FID that needs no download",
     "samples": "as many real images are left outside of the reference, for the floor",
     "reference": "training images that samples are compared with",
-    "nearest_k": "neighbours of precision, recall, density and coverage",
+    "nearest_k": "neighbours of precision, recall, density, coverage and nearest",
     "search.train_flops": "of every trial",
     "search": "which masked pre-training is best at a small budget",
 }

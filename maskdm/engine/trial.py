@@ -28,7 +28,8 @@ from maskdm.training.plan import PhasePlan, arm_plans, peak_memory_bytes
 
 Watch = Callable[[Row], None]
 SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")  # final values
-JUDGED = ("kid", "precision", "recall", "density", "coverage")  # of the last snapshot, beside the distance
+# Of the last snapshot, beside the distance.
+JUDGED = ("kid", "precision", "recall", "density", "coverage", "nearest")
 
 
 @dataclass(frozen=True)

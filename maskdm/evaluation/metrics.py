@@ -5,6 +5,7 @@ neither read nor moved.
 """
 
 import json
+import sys
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,13 +76,20 @@ def neighbour_radii(features: np.ndarray, nearest_k: int) -> np.ndarray:
 def fidelity_and_diversity(
     samples: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray], nearest_k: int
 ) -> dict[str, float]:
-    """How samples lie among real images: two measures of fidelity, and two of diversity.
+    """How samples lie among real images: two measures of fidelity, two of diversity, and one of copying.
 
     Precision is the share of samples within the real images' manifold, and recall is the reverse (Kynkäänniemi et al.
     2019, arXiv 1904.06991, eq. 2). Density and coverage are of Naeem et al. 2020 (arXiv 2002.09797, section 3.2):
 
         density  = 1/(k N) sum_j sum_i [sample j is in the ball of real image i]
         coverage = 1/M sum_i [a sample is in the ball of real image i]
+
+    The measure of copies is how far samples are from the real image nearest to each, in units of how far the real
+    images' neighbours are:
+
+        nearest  = mean_j min_i |sample j - real image i| / mean_i radius i
+
+    Samples that a network has learnt by heart have 0. What others have shows in real images that it has not seen.
 
     Density is about 1 where both sets are of one distribution, and may exceed 1. The paper suggests k = 5. Here one k
     serves all four measures, so that they speak of the same balls.
@@ -95,14 +103,16 @@ def fidelity_and_diversity(
         nearest_k: k of both sets' radii.
 
     Returns:
-        `{"precision": ..., "recall": ..., "density": ..., "coverage": ...}`.
+        `{"precision": ..., "recall": ..., "density": ..., "coverage": ..., "nearest": ...}`.
     """
     points, radii = (torch.from_numpy(array).double() for array in samples)
     precise = torch.zeros(len(points), dtype=torch.bool)
     balls = torch.zeros(len(points), dtype=torch.int64)  # of real images, that hold each sample
+    nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
     recalled, covered = [], []
     for block, block_radii in zip(*(torch.from_numpy(array).double().split(BLOCK) for array in real), strict=True):
         distances = torch.cdist(points, block)
+        nearest = torch.minimum(nearest, distances.min(dim=1).values)
         precise |= (distances <= block_radii).any(dim=1)
         recalled.append((distances <= radii[:, None]).any(dim=0))
         # Without the edge of the balls, as in prdc: the k-th neighbour lies on it. A ball holds its centre and k - 1
@@ -115,6 +125,7 @@ def fidelity_and_diversity(
         "recall": torch.cat(recalled).double().mean().item(),
         "density": balls.double().mean().item() / nearest_k,
         "coverage": torch.cat(covered).double().mean().item(),
+        "nearest": nearest.mean().item() / max(float(real[1].mean()), sys.float_info.min),  # real images may be alike
     }
 
 

@@ -27,7 +27,8 @@ CONFIDENCE = 0.95
 PERMUTATIONS = 10_000  # of `rank_agreement`
 GRID = 60  # points of `means`
 FLOOR = "real vs real"  # two disjoint sets of real images
-OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage")  # beside the distance; old records lack the last two
+# Beside the distance; old records lack the last ones.
+OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage", "nearest")
 MEASURES = ("heldout_loss", "distance", *OF_SAMPLES)
 AGAINST = "_against_baseline"  # a measure over that of the baseline with the same seed
 AGAINST_CONTROL = "_against_control"  # the same, of the arm's control

@@ -55,7 +55,7 @@ of several arms is in part lucky.
 {control}- **held-out loss**: denoising loss of the EMA weights on all tokens of fixed held-out images with fixed noise.
 - **{metric}**, **kid**: Fréchet and kernel distance between features of samples and of training images; lower is \
 better{stand_in}. **precision**: share of samples near real images; **recall**: share of real images near samples; \
-higher is better.{density}
+higher is better.{density}{nearest}
 - **removed**: the share of tokens that the masks really remove, after rounding to whole tokens or blocks; `->` \
 separates phases.
 - **seconds**: steps times seconds a step, without reading data, measuring and saving. One step of every phase of all \
@@ -75,6 +75,10 @@ DENSITY = """\
 distributed alike, and can be more. **coverage**: share of real images that have a sample near them. As many samples \
 as here reach {coverage} where both are distributed alike. Near a real image is what is closer than the farthest of \
 its {nearest_k} nearest real ones; higher is better for both.\
+"""
+NEAREST = """\
+ **nearest**: how far samples are from the real image nearest to each, over the radius of what is near a real image. \
+Samples that were learnt by heart have 0; real images that were held out have what the floor says.\
 """
 
 
@@ -367,6 +371,7 @@ def definitions(params: Params, metric: str, times: StepTimes, measured_with: Ro
         metric=metric,
         stand_in="" if metric == "fid" else f" (`{metric}` is a stand-in, not FID)",
         density=_density(params.evaluation.nearest_k, measured_with) if "density" in measures else "",
+        nearest=NEAREST if "nearest" in measures else "",
         machine=times.machine,
         setup=setup(measured_with),
         control=CONTROL if params.controls else "",

@@ -27,6 +27,7 @@ from maskdm.runtime.paths import (
     STUDY,
     STUDY_REPORTS,
     STUDY_STEP_TIME,
+    places_of,
     samples_file,
     stage_folder,
 )
@@ -73,9 +74,19 @@ def open_default() -> Default:
     params = load_params(ROOT / "params.yaml")
     images, recipe = PreparedData.open(PREPARED), recipe_of(params, ROOT)
     records, times = read_records(ROOT, ("default",)), read_step_times(STEP_TIME)
-    with reading(REFERENCE_RECORD, WRITTEN):
-        reference = json.loads(REFERENCE_RECORD.read_text(encoding="utf-8"))
+    reference = read_reference(REFERENCE_RECORD, WRITTEN)
     return Default(recipe, images, records, times, reference, analyse(DEFAULT, params, records, times, reference))
+
+
+def read_reference(path: Path, remedy: str) -> dict[str, Any]:
+    """The record of a reference, with the floor.
+
+    Raises:
+        MaskDMError: it is missing or damaged.
+    """
+    with reading(path, remedy):
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def write_default() -> list[Path]:
@@ -269,9 +280,21 @@ def write_part(part: Part, found: Analysed) -> page.Answer:
     blocks = [
         f"The paper: {part.paper}",
         *page.comparison_blocks(found.params, found.arms, found.metric, [f"study/{name}" for name in drawn]),
+        *([] if part.set is None else [floor_of(part.set, found)]),
         f"{si(budget, 'FLOPs')} an arm; seeds {seeds}; part `{found.name}`.",
     ]
     return page.answer(part.question, page.headline(found.params, found.arms, found.dataset), blocks)
+
+
+def floor_of(data_set: str, found: Analysed) -> str:
+    """What real images of another data set get.
+
+    Raises:
+        MaskDMError: its record is missing or damaged.
+    """
+    remedy = f"`dvc repro study/dvc.yaml:set_reference@{data_set}` writes it"
+    reference = read_reference(places_of(data_set).record, remedy)
+    return page.floor(reference, found.metric, found.params.evaluation.samples)
 
 
 def write_others() -> list[page.Answer]:

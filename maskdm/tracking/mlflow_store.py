@@ -61,7 +61,7 @@ NOT_METRICS = {
 }
 QUALITY = re.compile(r"heldout_loss|fid|fd_.*|kid")  # also logged against compute, to compare arms in the UI
 # The run of an arm has means of these.
-OF_AN_ARM = re.compile(rf"{QUALITY.pattern}|precision|recall|density|coverage|images_seen|train_flops")
+OF_AN_ARM = re.compile(rf"{QUALITY.pattern}|precision|recall|density|coverage|nearest|images_seen|train_flops")
 SYNCED = "maskdm.synced"  # tag: digest of the record that a run holds all of
 SUMMARY = "maskdm.summary"  # tag: digest of what the run of an arm holds; set last
 # --- what stage scripts use ---------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ columns and charts that matter, for the comparison of `params.yaml`; *Arms of al
 - All arms of a comparison cost the same compute, `train_flops`. Metrics ending in `_by_gflops` have compute as their \
 step, all others images seen.
 - `heldout_loss` is of unmasked images, whatever an arm masks. Lower is better, as for the distance (`fid` or \
-`fd_...`) and `kid`; higher is better for `precision`, `recall`, `density` and `coverage`. Columns ending in `_sd` are \
-the standard deviation over the seeds.
+`fd_...`) and `kid`; higher is better for `precision`, `recall`, `density` and `coverage`. `nearest` is near 0 where \
+samples are copies of training images. Columns ending in `_sd` are the standard deviation over the seeds.
 - For one part of the study, search for ``tags.`maskdm.comparison` = 'share'``.
 - What differs between arms: select them, *Compare*, then *Show diff only*.
 """
@@ -19,7 +19,7 @@ the standard deviation over the seeds.
 def saved_view(name: str, condition: str) -> str:
     """A saved view in the form that MLflow's own *Views* menu writes: which runs, columns of the table, and charts."""
     compared = ("heldout_loss", "fd_effnet_lite0", "fid", "kid")  # of a distance that is not measured nothing is shown
-    judged = (*compared, "precision", "recall", "density", "coverage")
+    judged = (*compared, "precision", "recall", "density", "coverage", "nearest")
     metrics = ("seeds", *judged, "images_seen", "train_flops", *(f"{name}_sd" for name in compared))
     params = ("method", "mask.strategy", "mask.effective_ratio", "mask.size", "batch_size", "steps", "lr")
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]

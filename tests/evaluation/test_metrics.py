@@ -152,13 +152,15 @@ def within(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def test_a_set_lies_among_itself_as_it_should() -> None:
     found = lie(gaussian(80), gaussian(80))
-    density = found.pop("density")
+    density, nearest = found.pop("density"), found.pop("nearest")
     assert found == {"precision": 1, "recall": 1, "coverage": 1}
+    assert nearest == pytest.approx(0, abs=1e-6)
     assert density == pytest.approx(1, abs=0.05)  # rounding takes a few third neighbours in from the edge
 
 
 def test_sets_far_apart_have_nothing_in_common() -> None:
     found = lie(gaussian(80), gaussian(80, shift=1000, seed=1))
+    assert found.pop("nearest") > 100
     assert found == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
 
 
@@ -186,6 +188,15 @@ def test_of_one_distribution_density_is_about_one_and_coverage_what_the_counts_a
     assert found["coverage"] == pytest.approx(1 - all_three_nearest_are_real, abs=0.05)
 
 
+def test_copies_of_real_images_are_told_from_others_of_the_same_kind() -> None:
+    real, others = gaussian(300), gaussian(300, seed=1)
+    half = np.concatenate([real[:150], others[:150]])
+    assert 0.8 < lie(others, real)["nearest"] < 1.2
+    assert lie(half, real)["nearest"] == pytest.approx(lie(others[:150], real)["nearest"] / 2)
+    assert lie(real[:50] + 1e-3, real)["nearest"] < 0.01
+    assert lie(others, np.repeat(real[:1], 10, axis=0))["nearest"] > 1e10, "real images that are all alike"
+
+
 def test_one_stray_sample_makes_recall_and_not_coverage() -> None:
     """Its ball holds all that is as near to it as the samples are: why Naeem et al. measure near by real images."""
     real, samples = gaussian(200, shift=20), gaussian(100, seed=1)
@@ -197,12 +208,13 @@ def test_one_stray_sample_makes_recall_and_not_coverage() -> None:
 
 def test_they_agree_with_nearest_neighbours() -> None:
     samples, real = gaussian(70, shift=0.7, seed=1).astype(np.float64), gaussian(90).astype(np.float64)
-    inside = within(samples, real)
+    inside, nearest = within(samples, real), NearestNeighbors().fit(real)
     expected = {
         "precision": inside.any(axis=1).mean(),
         "recall": within(real, samples).any(axis=1).mean(),
         "density": inside.sum() / (3 * 70),
         "coverage": inside.any(axis=0).mean(),
+        "nearest": nearest.kneighbors(samples, 1)[0].mean() / nearest.kneighbors(real, 4)[0][:, -1].mean(),
     }
     assert 0 < expected["precision"] < 1
     assert lie(samples, real) == pytest.approx(expected, abs=1e-12)
@@ -227,7 +239,8 @@ def test_they_are_those_of_the_authors_over_several_blocks(nearest_k: int, monke
     samples, real = gaussian(230, shift=0.5, seed=1), gaussian(350)
     expected = compute_prdc(real.astype(np.float64), samples.astype(np.float64), nearest_k)
     assert all(0.05 < value < 0.95 for value in expected.values())
-    assert lie(samples, real, nearest_k) == pytest.approx(expected, abs=1e-12)
+    found = lie(samples, real, nearest_k)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 # --- all of them ------------------------------------------------------------------------------------------
@@ -255,7 +268,7 @@ def test_metrics_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_only_inceptions_distance_is_called_fid() -> None:
     reference = reference_of(gaussian(50))
     inception = replace(reference, key=replace(reference.key, extractor="inception"))
-    others = {"kid", "precision", "recall", "density", "coverage"}
+    others = {"kid", "precision", "recall", "density", "coverage", "nearest"}
     assert compare(gaussian(30), reference, evaluation(), seed=0).keys() == {"fd_effnet_lite0", *others}
     assert compare(gaussian(30), inception, evaluation(), seed=0).keys() == {"fid", *others}
 
