@@ -180,7 +180,7 @@ def notes(found: Survey, params: Params, recipe: Recipe) -> Iterator[str]:
         yield (
             f"{train:,} training images are few: {BASELINE} sees each about "
             f"{plan.images_seen(plan.steps) / train:.0f} times, and may learn them by heart. "
-            "The held-out loss shows that; the distance to training images does not."
+            "The held-out loss shows that, and `nearest` near 0; the distance to training images does not."
         )
     if samples < SAMPLES:
         yield (
