@@ -1,7 +1,8 @@
 # The two commands of the README are `make repro` and `make test`; both set everything up themselves.
 PYTHON ?= python3
 VENV := .venv
-HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+# Relative: make takes an absolute path with spaces for several.
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
