@@ -64,6 +64,20 @@ def test_on_windows_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     )
 
 
+@pytest.mark.parametrize("makefile", ["Makefile", "../project/Makefile"])
+def test_make_finds_its_scripts_in_an_odd_place(tmp_path: Path, makefile: str) -> None:
+    project = tmp_path / PLACE / "project"
+    for name in ("Makefile", "pipeline/unlock.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, project / name)
+    folder = project if makefile == "Makefile" else project.with_name("a copy of it")
+    folder.mkdir(exist_ok=True)
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {to")
+    done = subprocess.run(["make", "-f", makefile, "unlock"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "dvc.lock").exists(), "it was torn"
+
+
 def from_archive(folder: Path) -> None:
     """What a user has who downloads the project in place of cloning it."""
     folder.mkdir(parents=True)
