@@ -185,7 +185,7 @@ def test_the_users_own_torchrun_trains_seed_after_seed(project: Path) -> None:
 def start_agents(*folders: Path) -> list[subprocess.Popen[str]]:
     """Two agents that meet on this machine, as those of two machines do, each with a process of its own."""
     meeting = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
-    torchrun = ("torchrun", *meeting, "--rdzv-id=1", "--local-addr=127.0.0.1", "-m", "pipeline.pretrain", "scratch")
+    torchrun = ("torchrun", *meeting, "--rdzv-id=1", "--local-addr=127.0.0.1", "-m", "pipeline.pretrain", "staged")
     return [
         subprocess.Popen(
             torchrun, cwd=folder, env=ON_CORES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -225,7 +225,7 @@ def test_a_machine_that_is_lost_is_one_line_and_the_same_command_goes_on(project
     again = start_agents(project, project)
     output = [agent.communicate(timeout=600)[0] for agent in again]
     assert [agent.returncode for agent in again] == [0, 0], output
-    assert (project / "runs/pretrain/scratch/0/training.json").is_file()
+    assert (project / "runs/pretrain/staged/0/training.json").is_file()
 
 
 @pytest.mark.parametrize("value", ["two", "0", "-1", "1.5"])
