@@ -113,8 +113,8 @@ def test_the_whole_run_in_an_odd_place_without_git_shared_memory_or_a_writable_i
 
     run(project, "make", "scm", "unlock")
     said = run(project / "docs", "dvc", "repro", "../dvc.yaml")
-    assert "Running stage 'report'" in said
-    assert "warning" not in said
+    assert "Running stage '../dvc.yaml:report'" in said
+    assert "warning: " not in said
     assert "staged" in (project / "reports" / "report.md").read_text()
     assert (project / "reports" / "index.html").is_file()
     assert "Running stage" not in run(project, "dvc", "repro")
