@@ -28,6 +28,7 @@ NOISE = {1: 1.0, 2: 1.05, 3: 0.97, 4: 1.01}  # of a seed, in all arms alike
 REDUCTION = {"scratch": 1.0, "patch90": 0.95, "block90": 0.94, "crop3": 1.03, "control": 0.99}
 SPREAD = 0.002
 DISTANCE = {"scratch": 920.0, "patch90": 880.0, "block90": 842.0, "crop3": 990.0, "control": 910.0}
+LATER = ("density", "coverage", "nearest")  # measures that old records lack
 SETUP = {
     "samples": 1000,
     "reference": 10000,
@@ -46,6 +47,7 @@ REFERENCE: dict[str, Any] = {
         "recall": 0.9,
         "density": 0.99,
         "coverage": 0.24,
+        "nearest": 0.92,
     },
     "floor_images": 1000,
     "floor_training_images": 0,
@@ -207,13 +209,13 @@ def make_record(params: Params, arm: str, seed: int, level: float, name: str) ->
 def snapshot(share: float, budget: float, distance: float) -> dict[str, Any]:
     position = {"fraction": share, "images_seen": round(1e5 * share), "train_flops": share * budget}
     metrics = {"fd_effnet_lite0": distance, "kid": distance / 30000, "precision": 0.6, "recall": 0.4}
-    return {**position, **metrics, "density": 0.8, "coverage": 0.2 * share, **SETUP}
+    return {**position, **metrics, "density": 0.8, "coverage": 0.2 * share, "nearest": 1.25, **SETUP}
 
 
 def of_before(record: Record) -> Record:
-    """As it was made before density and coverage were measured."""
-    history = [without(row, "density", "coverage") for row in record.history]
-    return replace(record, summary=without(record.summary, "density", "coverage"), history=history)
+    """As it was made before density, coverage and nearest were measured."""
+    history = [without(row, *LATER) for row in record.history]
+    return replace(record, summary=without(record.summary, *LATER), history=history)
 
 
 def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -282,7 +284,7 @@ def write_parts(root: Path, params: dict[str, Any], trained: dict[str, dict[str,
         root: the project.
         params: its settings.
         trained: name -> the block of a part.
-        before: the name of one whose records are older than density and coverage.
+        before: the name of one whose records are older than density, coverage and nearest.
     """
     own = Params.model_validate(params)
     seconds: dict[str, list[float]] = {}

@@ -20,6 +20,7 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import Machine
 from tests.comparison import (
     BUDGET,
+    LATER,
     NOISE,
     POINTS,
     REDUCTION,
@@ -251,10 +252,10 @@ def test_a_measure_that_no_record_has_is_no_column(params: Params) -> None:
     found = analysed(params, [(of_before(record), machine) for record, machine in make_records(params)])
     for name in ("curves", "trials", "arms"):
         frame = getattr(usual, name)
-        later = [column for column in frame if column.startswith(("density", "coverage"))]
+        later = [column for column in frame if column.startswith(LATER)]
         assert later
         pd.testing.assert_frame_equal(getattr(found, name), frame.drop(columns=later))
-    assert not any(row.keys() & {"density", "coverage"} for row in analysis.metrics(found.arms, found.metric).values())
+    assert not any(row.keys() & set(LATER) for row in analysis.metrics(found.arms, found.metric).values())
 
 
 def test_an_arm_of_which_a_seed_lacks_a_measure_has_no_mean_of_it(params: Params) -> None:

@@ -16,6 +16,7 @@ from maskdm.tracking.records import read_records, write_step_times
 from pipeline.report import main
 from tests.comparison import (
     DATASET,
+    LATER,
     NOISE,
     RECIPE,
     REDUCTION,
@@ -231,7 +232,7 @@ def test_the_page_names_what_was_compared_and_how_it_was_measured(params: Params
     assert "8x8 tokens), 604.4 k parameters" in text
     assert (
         "The floor, real vs real: fd_effnet_lite0 80.25, kid -0.00012, precision 0.91, recall 0.9, density 0.99, "
-        "coverage 0.24, of 1,000 against 10,000 real images." in text
+        "coverage 0.24, nearest 0.92, of 1,000 against 10,000 real images." in text
     )
     assert "As many samples as here reach 0.249 where both are distributed alike." in text
     assert "the farthest of its 3 nearest real ones" in text
@@ -276,18 +277,18 @@ def test_the_page_says_whether_held_out_images_are_in_training(
 def test_the_table_ends_with_the_measures_of_samples_and_a_dash_where_a_record_lacks_one(params: Params) -> None:
     old = [(of_before(record) if record.arm == "crop3" else record, own) for record, own in make_records(params)]
     tables = [block for block in whole_page(params, records=old).split("\n\n") if block.startswith("|")]
-    head, _, *rows = ([cell.strip() for cell in line.split("|")[-6:-1]] for line in tables[1].splitlines())
-    assert head == ["kid", "precision", "recall", "density", "coverage"]
-    assert [row[1:] for row in rows] == [["0.6", "0.4", "0.8", "0.2"]] * 4 + [["0.6", "0.4", "-", "-"]]
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[-7:-1]] for line in tables[1].splitlines())
+    assert head == ["kid", "precision", "recall", "density", "coverage", "nearest"]
+    assert [row[1:] for row in rows] == [["0.6", "0.4", "0.8", "0.2", "1.25"]] * 4 + [["0.6", "0.4", "-", "-", "-"]]
 
 
 def test_records_of_before_density_and_coverage_have_the_page_that_they_had(params: Params) -> None:
     old = [(of_before(record), machine) for record, machine in make_records(params)]
-    floor = without(REFERENCE["floor"], "density", "coverage")
+    floor = without(REFERENCE["floor"], *LATER)
     text = whole_page(params, reference=REFERENCE | {"floor": floor}, records=old)
     assert "recall 0.9, of 1,000 against 10,000 real images." in text
     assert "**recall**: share of real images near samples; higher is better.\n- **removed**" in text
-    assert not any(word in text for word in ("density", "coverage", "nan"))
+    assert not any(word in text for word in (*LATER[:2], "**nearest**", "nan"))
     assert "**density**" in whole_page(params, records=old), "the floor has it"
 
 
