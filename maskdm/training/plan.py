@@ -20,6 +20,7 @@ from maskdm.config.networks import Model
 from maskdm.config.params import BUDGET_TOLERANCE, Data, Params
 from maskdm.config.recipe import Handover, Optimisation, Recipe
 from maskdm.methods.drop import DROP
+from maskdm.methods.masks import draw_ids_keep
 from maskdm.methods.method import Method, Trainee, View
 from maskdm.networks.catalogue import NETWORKS
 from maskdm.networks.network import Network
@@ -104,10 +105,12 @@ def group_flops(trainee: Trainee, group: Group, device: torch.device | str = "me
     batch_size = 2
     twin = copy.deepcopy(trainee).to(device)
     network = twin.network
-    kept = group.mask.num_keep(network.grid) if group.mask else None
+    ids_keep = None
+    if group.mask:  # of real places: some networks look at them
+        random = torch.Generator().manual_seed(0)
+        ids_keep = draw_ids_keep(group.mask, network.grid, batch_size, random).to(device)
     with torch.device(device):
         whole = torch.zeros(batch_size, network.num_tokens, network.token_dim)
-        ids_keep = None if kept is None else torch.arange(kept).expand(batch_size, -1)
         t = torch.zeros(batch_size, dtype=torch.long)
         x_t = twin.method.visible(whole, ids_keep)
         labels = None if network.num_classes is None else t
