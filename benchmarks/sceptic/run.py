@@ -1,7 +1,7 @@
 """Does the comparison call arms that cannot be better what they are?
 
-`python -m benchmarks.sceptic` trains the arms of `arms.py` on the prepared data of `params.yaml`, tries those that are
-to be refused, and writes `reports/sceptic.md`. Arms that are trained already are not trained again (`runs/train/`).
+`python -m benchmarks.sceptic.run` trains the arms of `arms.py` on the prepared data of `params.yaml`, tries those that
+are to be refused, and writes `reports/sceptic.md`. Arms that are trained already are not trained again (`runs/train/`).
 """
 
 import math
@@ -25,8 +25,8 @@ PAGE = ROOT / "reports" / "sceptic.md"
 HEAD = """\
 # Arms that cannot be better
 
-`python -m benchmarks.sceptic` makes this page. A comparison that can be trusted must not find a gain where there is \
-none. So these arms are wrong on purpose: [`benchmarks/sceptic/`](../benchmarks/sceptic/arms.py).\
+`python -m benchmarks.sceptic.run` makes this page. A comparison that can be trusted must not find a gain where there \
+is none. So these arms are wrong on purpose: [`benchmarks/sceptic/`](../benchmarks/sceptic/arms.py).\
 """
 
 
