@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[str, list[dict[str, Any]]]] = {
 }
 
 
-def settings(arms: dict[str, tuple[str, list[dict[str, Any]]]], train_flops: float = TRAIN_FLOPS) -> Params:
+def settings(arms: dict[str, tuple[str, list[dict[str, Any]]]]) -> Params:
     """Those of `params.yaml` with these arms and with scratch."""
     phases = {"scratch": ARMS["scratch"][1]} | {name: own for name, (_, own) in arms.items()}
     changes = {
@@ -63,6 +63,6 @@ def settings(arms: dict[str, tuple[str, list[dict[str, Any]]]], train_flops: flo
         "controls": {"control": "crop"} if "control" in phases else {},
         "baseline": "scratch",
         "seeds": SEEDS,
-        "budget": {"train_flops": train_flops, "snapshots": [1.0]},
+        "budget": {"train_flops": TRAIN_FLOPS, "snapshots": [1.0]},
     }
     return validated(Params, load_params(ROOT / "params.yaml").model_dump() | changes, "benchmarks/sceptic")

@@ -21,6 +21,7 @@ from maskdm.runtime.processes import ALONE
 from maskdm.runtime.progress import WorkBar
 from maskdm.runtime.units import si
 
+CONTROL = "control"
 PAGE = ROOT / "reports" / "sceptic.md"
 HEAD = """\
 # Arms that cannot be better
@@ -49,7 +50,7 @@ def train(trial: Trial) -> tuple[Trial, float]:
 
 def refusal(name: str) -> str:
     """What the suite says to an arm whose cost is wrong: in its plan, or else before its first step."""
-    project = replace(Project.open(ALONE), params=settings({name: REFUSED[name]}, TRAIN_FLOPS / 100))
+    project = replace(Project.open(ALONE), params=settings({name: REFUSED[name]}))
     try:
         train_alone(project.trial(name, SEEDS[0]), judged=False, name=f"sceptic-refused-{name}")
     except MaskDMError as error:
@@ -77,19 +78,22 @@ def verdict(found: Sequence[float]) -> str:
 def write(losses: dict[Trial, float], refused: dict[str, str]) -> None:
     """Write the page."""
     others = [arm for arm in ARMS if arm != "scratch"]
-    against = {arm: changes(losses, arm, "scratch") for arm in others}
+    against = {arm: changes(losses, arm, CONTROL) for arm in others if arm != CONTROL}
     trained = {
         "arm": others,
         "what it is": [ARMS[arm][0] for arm in others],
-        "held-out loss against scratch": [in_words(against[arm]) for arm in others],
-        "it is called": [verdict(against[arm]) for arm in others],
-        "against `crop`": ["-" if arm == "crop" else in_words(changes(losses, arm, "crop")) for arm in others],
+        "held-out loss against scratch": [in_words(changes(losses, arm, "scratch")) for arm in others],
+        "against `control`": [in_words(against[arm]) if arm in against else "-" for arm in others],
+        "it is called": [verdict(against[arm]) if arm in against else "-" for arm in others],
     }
-    wrong = [arm for arm in others if arm not in ("crop", "control")]
+    wrong = [arm for arm in against if arm != "crop"]
     better = [arm for arm in wrong if verdict(against[arm]) == "lower"]
     answer = (
-        f"**Of {len(wrong)} arms with masks that cannot help, {len(better) or 'none'} ends clearly below scratch"
-        f"{': ' + ', '.join(better) if better else ''}. Both arms with a wrong cost are refused before they train.**"
+        f"**Of {len(wrong)} arms with masks that cannot help, {len(better) or 'none'} "
+        f"end{'s' * (len(better) < 2)} clearly below the control{': ' * bool(better)}{', '.join(better)}. Crops as "
+        f"they should be: {verdict(against['crop'])}. Both arms with a wrong cost are refused before they train.** Against "
+        "scratch alone more arms are lower: at this budget the control's steps help without any mask. That is why arms "
+        "have controls."
     )
     lines = [f"- {REFUSED[name][0]}:\n  `error: {line}`" for name, line in refused.items()]
     blocks = [
