@@ -91,9 +91,9 @@ def write(losses: dict[Trial, float], refused: dict[str, str]) -> None:
     answer = (
         f"**Of {len(wrong)} arms with masks that cannot help, {len(better) or 'none'} "
         f"end{'s' * (len(better) < 2)} clearly below the control{': ' * bool(better)}{', '.join(better)}. Crops as "
-        f"they should be: {verdict(against['crop'])}. Both arms with a wrong cost are refused before they train.** Against "
-        "scratch alone more arms are lower: at this budget the control's steps help without any mask. That is why arms "
-        "have controls."
+        f"they should be: {verdict(against['crop'])}. Both arms with a wrong cost are refused before they train.** "
+        "Against scratch alone more arms are lower: at this budget the control's steps help without any mask. That is "
+        "why arms have controls."
     )
     lines = [f"- {REFUSED[name][0]}:\n  `error: {line}`" for name, line in refused.items()]
     blocks = [
