@@ -45,7 +45,7 @@ ARMS: dict[str, tuple[str, list[dict[str, Any]]]] = {  # name -> what it is, its
 }
 REFUSED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "ignored": (
-        "the same, and the method says that the blocks see the crop alone",
+        "the network sees all tokens, and the method says that its blocks see the crop alone",
         arm(mask=CROP, method={"name": "ignored", "admitted": False}),
     ),
     "miscounted": (
