@@ -17,7 +17,7 @@ from maskdm.config.study import Part, Study
 from maskdm.reporting import analysed as analysing
 from maskdm.reporting import analysis
 from maskdm.runtime.paths import samples_file
-from maskdm.tracking.records import Machine, Record, StepTimes, fold_records, write_record, write_step_times
+from maskdm.tracking.records import OF_SAMPLES, Machine, Record, StepTimes, fold_records, write_record, write_step_times
 from tests.imports import PROJECT
 
 BUDGET = 36e12
@@ -185,7 +185,7 @@ def make_record(params: Params, arm: str, seed: int, level: float, name: str) ->
     distance = DISTANCE[arm] * level / REDUCTION[arm]
     judged = [snapshot(share, params.budget.train_flops, distance / share**0.5) for share in params.budget.snapshots]
     summary = {key: history[-1][key] for key in ("images_seen", "train_flops", "heldout_loss")}
-    summary |= {key: judged[-1][key] for key in ("fd_effnet_lite0", *analysis.OF_SAMPLES)}
+    summary |= {key: judged[-1][key] for key in ("fd_effnet_lite0", *OF_SAMPLES)}
     data = {key: DATASET[key] for key in ("name", "sha256", "train", "heldout", "shape")}
     batches = " -> ".join(str(phase.batch_size) for phase in phases)
     settings = {"seed": seed, "batch_size": batches, "lr": 1e-3, "num_parameters": 604432}

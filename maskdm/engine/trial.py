@@ -21,15 +21,13 @@ from maskdm.engine.project import Project, arm_settings, exclusive, identity, in
 from maskdm.runtime.errors import DivergedError, StoppedEarly
 from maskdm.runtime.paths import ROOT
 from maskdm.tracking import mlflow_store
-from maskdm.tracking.records import Machine, Record, Stage, distance_metric, read_record, write_record
+from maskdm.tracking.records import OF_SAMPLES, Machine, Record, Stage, distance_metric, read_record, write_record
 from maskdm.training.checkpoint import save_snapshot, snapshot_folder
 from maskdm.training.loop import Row
 from maskdm.training.plan import PhasePlan, arm_plans, peak_memory_bytes
 
 Watch = Callable[[Row], None]
 SUMMARY = ("images_seen", "train_flops", "loss", "heldout_loss")  # final values
-# Of the last snapshot, beside the distance.
-JUDGED = ("kid", "precision", "recall", "density", "coverage", "nearest")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def finish(project: Project, record: Record, history: list[Row], timing: train.T
     flops = [row["train_flops"] for row in history]
     at_snapshots = [float(np.interp(row["train_flops"], flops, seconds)) for row in judged]
     if judged:
-        names = (distance_metric(judged[-1]), *JUDGED)
+        names = (distance_metric(judged[-1]), *OF_SAMPLES)
         summary |= {name: judged[-1][name] for name in names if name in judged[-1]}  # an older version measured fewer
     machine = project.machine(
         timing.started_at, seconds[-1], int(history[-1]["images_seen"]), [*seconds, *at_snapshots], timing.memory

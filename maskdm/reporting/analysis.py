@@ -18,7 +18,7 @@ from maskdm.config.comparison import Comparison, methods_in_words, removed_share
 from maskdm.config.params import Params
 from maskdm.config.study import DEFAULT
 from maskdm.runtime.errors import MaskDMError
-from maskdm.tracking.records import Machine, Record, StepTimes, distance_metric
+from maskdm.tracking.records import OF_SAMPLES, Machine, Record, StepTimes, distance_metric
 
 Row = dict[str, Any]
 Records = Sequence[tuple[Record, Machine | None]]  # what `records.read_records` returns
@@ -27,8 +27,6 @@ CONFIDENCE = 0.95
 PERMUTATIONS = 10_000  # of `rank_agreement`
 GRID = 60  # points of `means`
 FLOOR = "real vs real"  # two disjoint sets of real images
-# Beside the distance; old records lack the last ones.
-OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage", "nearest")
 MEASURES = ("heldout_loss", "distance", *OF_SAMPLES)
 AGAINST = "_against_baseline"  # a measure over that of the baseline with the same seed
 AGAINST_CONTROL = "_against_control"  # the same, of the arm's control

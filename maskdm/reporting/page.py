@@ -21,13 +21,12 @@ from maskdm.reporting.analysis import (
     AGAINST_CONTROL,
     AT_TARGET,
     FLOOR,
-    OF_SAMPLES,
     Row,
     expected_coverage,
     ordered_arms,
 )
 from maskdm.runtime.units import four_digits, percent, si
-from maskdm.tracking.records import StepTimes
+from maskdm.tracking.records import OF_SAMPLES, StepTimes
 
 NOTHING = "-"  # an empty cell
 TABLES = ("arms.csv", "trials.csv", "means.csv")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskdm.config.study import DEFAULT
-from maskdm.reporting.analysis import OF_SAMPLES, compute_to_target, interval, prediction_interval
+from maskdm.reporting.analysis import compute_to_target, interval, prediction_interval
 from maskdm.runtime.errors import MaskDMError
-from maskdm.tracking.records import Record, distance_metric, read_arms, read_record_at
+from maskdm.tracking.records import OF_SAMPLES, Record, distance_metric, read_arms, read_record_at
 
 BySeed = Mapping[int, Record]
 

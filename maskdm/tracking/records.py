@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Stage = Literal["default", "study", "search", "large_search", "tuning", "train"]
 LINE_REMEDY = "restore the file with git, or delete the line, and what it records is done again"
 LARGEST = 1e100  # of what a record's numbers may be: nothing measured is so large, and its square is finite
+# Measures of samples beside the distance; old records lack the last ones.
+OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage", "nearest")
 POSITIVE = ("heldout_loss", "train_flops")  # their logarithm is taken
 # A change there does not change what a run computes.
 WRITTEN_BY_A_RUN = ("records", "reports", "dvc.lock", "study/dvc.lock")

@@ -17,11 +17,11 @@ from maskdm.config.reading import load_recipe
 from maskdm.engine.project import Project
 from maskdm.engine.stages import evaluate, finetune, pretrain
 from maskdm.engine.train import Timing
-from maskdm.engine.trial import JUDGED, finish, open_record, run_trial, trial_identity, trial_plans
+from maskdm.engine.trial import finish, open_record, run_trial, trial_identity, trial_plans
 from maskdm.networks.catalogue import NETWORKS
 from maskdm.runtime.errors import MaskDMError, StoppedEarly
 from maskdm.runtime.processes import ALONE
-from maskdm.tracking.records import read_records
+from maskdm.tracking.records import OF_SAMPLES, read_records
 from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.loop import Row
 from tests.conftest import MODELS
@@ -62,7 +62,7 @@ def test_a_trial_spends_its_budget_and_is_judged_at_its_snapshots(project: Proje
     assert {row["phase"] for row in losses} == {0, 1}
     assert [row["fraction"] for row in judged] == [0.5, 1.0]
     assert record.summary["train_flops"] == pytest.approx(trial.params.budget.train_flops, rel=0.0025)
-    for name in ("fd_effnet_lite0", *JUDGED):
+    for name in ("fd_effnet_lite0", *OF_SAMPLES):
         assert record.summary[name] == judged[-1][name]
     ((read, machine),) = [pair for pair in read_records(Path(), ("study",)) if pair[0].key == record.key]
     assert read == record
