@@ -12,7 +12,7 @@ from maskdm.config.reading import read_yaml, validated
 from maskdm.config.schema import Name, Positive, Schema
 from maskdm.runtime.paths import OWN
 
-Page = Literal["study", "methods"]  # of the reports
+Page = Literal["study", "methods", "methods-half"]  # of the reports
 OTHERS = ("recipe", "model", "sampling")  # keys of `params.yaml` that a part may have
 DEFAULT: Literal["default"] = "default"  # the name of the comparison of `params.yaml`
 

@@ -1,13 +1,12 @@
 """The same arm against the same baseline at several budgets: does what it saves grow or shrink with the training?"""
 
 import json
-import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from maskdm.reporting.analysed import Analysed
-from maskdm.reporting.page import LOSS, NOTHING, Column, mean_and_interval, number, rows_of
+from maskdm.reporting.page import LOSS, Column, mean_and_interval, number, rows_of
 from maskdm.runtime.units import si
 
 KEPT = ("arm", "masks", "seeds", "seeds_at_target", "seeds_at_target_by_budget")
@@ -72,7 +71,7 @@ def columns(gained: pd.DataFrame) -> list[Column]:
         ),
         Column(
             "budget that ends at it",
-            [NOTHING if math.isnan(row["budget_to_target"]) else number(row, "budget_to_target") for row in rows],
+            [number(row, "budget_to_target") for row in rows],
             [row["budget_to_target"] for row in rows],
         ),
     ]

@@ -3,6 +3,7 @@
 Everything here is a function of settings and frames: no file is read or written.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,8 +61,24 @@ def networks_answer(parts: Sequence[Compared]) -> Answer:
         "Compute to scratch's final held-out loss, on the curve; where an arm does not reach it, its loss against "
         "scratch's at equal compute. Each column is a network, a recipe (`profiles/recipes/`) and a budget.",
         table({"arm": arms} | {part.label: [_cell(part.rows.get(arm)) for arm in arms] for part in parts}),
+        *_budgets(parts),
     ]
     return answer("Which methods are plug and play?", found, section)
+
+
+def _budgets(parts: Sequence[Compared]) -> list[str]:
+    """The arms that were trained with a smaller budget, too: with which budget each ends at scratch's loss."""
+    both = [part for part in parts if part.arms["budget_to_target"].notna().any()]
+    arms = list(dict.fromkeys(arm for part in both for arm in part.rows if _has_budget(part.rows[arm])))
+    if not arms:
+        return []
+    shown = {part.label: [_budget(part.rows.get(arm)) for arm in arms] for part in both}
+    return [
+        "The smallest budget with which the arm, its schedule fitted to it, ends at scratch's final held-out loss. "
+        "Arms that end clearly above scratch need more than all of it, and were not trained with less. Where the "
+        "smallest budget that was trained suffices, its share counts: an upper bound.",
+        table({"arm": arms} | shown),
+    ]
 
 
 def claims_answer(part: Compared) -> Answer:
@@ -93,6 +110,14 @@ def _cell(row: Row | None) -> str:
         return NOTHING
     reached = row["seeds_at_target"] == row["seeds"]
     return number(row, "compute_to_target") if reached else f"loss {number(row, LOSS)}"
+
+
+def _has_budget(row: Row) -> bool:
+    return not math.isnan(row["budget_to_target"])
+
+
+def _budget(row: Row | None) -> str:
+    return NOTHING if row is None else number(row, "budget_to_target")
 
 
 def _method(params: Params, arm: str) -> str:

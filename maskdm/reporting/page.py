@@ -262,7 +262,7 @@ def _marked(arm: str, comparison: Comparison) -> str:
 
 
 def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
-    """A mean over seeds with its interval: `69 % (66 to 72 %)`; of a measure against the baseline the change.
+    """A mean over seeds with its interval: `69 % (66 to 72 %)`; of a measure against the baseline the change; NaN: `-`.
 
     Args:
         row: of `analysis.summary`.
@@ -270,6 +270,8 @@ def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
         of: what it is a share of.
         seeds: whether to say how many there are.
     """
+    if math.isnan(row[measure]):
+        return NOTHING
     text, inside = mean_and_interval(row, measure, seeds)
     if math.isinf(row[measure]):
         return text
@@ -310,14 +312,6 @@ def _points(ratio: float) -> str:
 
 def _seeds_at_target(row: Row, counted: str = "seeds_at_target") -> str:
     return f"{row[counted]} of {row['seeds']} seeds"
-
-
-def _has_budgets(row: Row) -> bool:
-    return not math.isnan(row["budget_to_target"])
-
-
-def _budget(row: Row) -> str:
-    return number(row, "budget_to_target") if _has_budgets(row) else NOTHING
 
 
 def _ratios(text: str) -> str:

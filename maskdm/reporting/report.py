@@ -223,7 +223,10 @@ def study_page(
         with figures.style():
             panels = {parts[found.name].question: found.against for found in done}
             figures.save(figures.stacked(panels), STUDY_REPORTS / f"{page_name}_against")
-    answers += methods_answers(done) if page_name == "methods" else study_answers(done, analysed)
+    if page_name == "study":
+        answers += study_answers(done, analysed)
+    elif page_name == "methods":
+        answers += methods_answers(done)
     blocks = [
         head,
         "\n".join(f"- {answer.in_short}" for answer in answers),

@@ -20,6 +20,9 @@ HEADS = {
     "study": f"# When and how much masked pre-training pays\n\n{MADE}",
     "methods": f"# Methods that see fewer tokens, at equal compute\n\n{MADE} The network is what scratch \
 was tuned to. For each objective the learning rate of every arm was chosen by equally many trials, scratch among them.",
+    "methods-half": f"# The methods with half of the compute\n\n{MADE} The arms, seeds and \
+settings are those of [the methods' page](methods.md), which takes from here with which budget an arm ends at \
+scratch's final loss.",
 }
 AGAINST = """\
 All arms of all parts against their baselines, with the same seed and at equal compute: a dot a seed, the mean, its \

@@ -405,8 +405,9 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     part = shared | {"series": "law", "question": "Does it pay?", "paper": "it does.", "budget": whole["budget"]}
     once = part | {"question": "And at its end?", "budget": {"train_flops": 36e12, "snapshots": [1.0]}, "series": None}
     half = part | {"question": "And with half of it?", "budget": {"train_flops": 18e12, "snapshots": [1.0]}}
-    rivals = once | {"question": "Which method?", "page": "methods"}
-    parts = {"first": part, "second": once, "third": part, "half": half, "rivals": rivals}
+    rivals = once | {"question": "Which method?", "page": "methods", "series": "rivals"}
+    fewer = half | {"question": "And sooner?", "page": "methods-half", "series": "rivals"}
+    parts = {"first": part, "second": once, "third": part, "half": half, "rivals": rivals, "fewer": fewer}
     write_settings_of_parts(run, parts)
     write_parts(run, whole, {name: block for name, block in parts.items() if name != "third"}, before="first")
     monkeypatch.setattr(sys, "argv", ["report", "--study"])
@@ -423,21 +424,22 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     assert "## Not run yet\n\n- `dvc repro study/dvc.yaml:part@third`" in text
     names = {path.name for path in (run / "reports" / "study").iterdir()}
     # Curves of several snapshots alone.
-    pictures = {"budgets.png", "first_curves.png", "methods_against.png", "study_against.png"}
+    against = {"methods_against.png", "methods-half_against.png", "study_against.png"}
+    pictures = {"budgets.png", "first_curves.png"} | against
     assert names == pictures | {"arms.csv", "trials.csv"}
     table = pd.read_csv(run / "reports" / "study" / "trials.csv")
-    assert table["comparison"].value_counts().to_dict() == {"first": 20, "second": 20, "half": 20, "rivals": 20}
-    assert table.groupby("comparison")["density"].count().to_dict() == {
-        "first": 0,
-        "second": 20,
-        "half": 20,
-        "rivals": 20,
-    }
+    done = ("first", "second", "half", "rivals", "fewer")
+    assert table["comparison"].value_counts().to_dict() == dict.fromkeys(done, 20)
+    assert table.groupby("comparison")["density"].count().to_dict() == dict.fromkeys(done, 20) | {"first": 0}
     assert text.count("density |") == 2
     assert text.count("**density**") == 1
     methods = (run / "reports" / "methods.md").read_text()
-    assert all(f"(study/{name})" in text + methods for name in names)
-    assert f"*Which method?* {gain.format(verb='reaches')}" in methods
+    sooner = (run / "reports" / "methods-half.md").read_text()
+    assert all(f"(study/{name})" in text + methods + sooner for name in names)
+    assert f"*Which method?* {gain.format(verb='ends at')}" in methods
+    assert "The smallest budget with which the arm, its schedule fitted to it, ends at scratch's" in methods
+    assert sooner.startswith("# The methods with half of the compute")
+    assert "*And sooner?* On squares at 18 TFLOPs" in sooner
     assert (
         "wherever it was trained: `patch90`, `block90`; clearly above it everywhere: `crop3`; neither: no arm"
         in methods
