@@ -62,7 +62,7 @@ def write_folded(folder: Path) -> None:
 
 def write_network(folder: Path) -> None:
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
-    save_snapshot(folder / "weights", network)
+    save_snapshot(folder / "weights", network, None)
 
 
 # file -> what writes it, what reads it, and a part of the remedy

@@ -21,7 +21,7 @@ import maskdm.methods
 from docs.tools.reference import PAGES as REFERENCE
 from docs.tools.reference import renewed
 from maskdm.config.params import Params
-from maskdm.config.reading import recipe_of, validated
+from maskdm.config.reading import load_recipe, recipe_of, validated
 from maskdm.config.recipe import Recipe
 from maskdm.config.study import Study
 from maskdm.engine.model import as_model
@@ -149,7 +149,7 @@ def test_a_wrong_command_is_found(wrong: str) -> None:
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "profiles").symlink_to(PROJECT / "profiles")
     network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
-    save_snapshot(tmp_path / "runs/finetune/crops/1/weights", network)
+    save_snapshot(tmp_path / "runs/finetune/crops/1/weights", network, load_recipe("tuned").objective)
     monkeypatch.chdir(tmp_path)
     if "sqlite:///mlflow.db" in page.read_text(encoding="utf-8"):
         log_a_model(tmp_path, monkeypatch)

@@ -28,7 +28,7 @@ SamplerName = Annotated[
     str | None, typer.Option("--sampler", help="Another one of the objective's: ddim, dpm_solver, euler, ...")
 ]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", help="What the weights were trained with, if not the recipe of `params.yaml`.")
+    str | None, typer.Option("--recipe", help="What imported weights were trained with. Others say so themselves.")
 ]
 ClassNumber = Annotated[int | None, typer.Option("--class", min=0, help="The class of all images, from 0.")]
 

@@ -113,7 +113,7 @@ def _denoised(
 
             chosen = None if labels is None else labels[part].to(device)
             tokens = torch.stack(list(noise[part]))
-            denoise(network, weights.recipe.objective, weights.sampling, tokens, random[part], chosen, keep)
+            denoise(network, weights.objective, weights.sampling, tokens, random[part], chosen, keep)
             batches.append(states)
             bar.update(len(tokens))
     return [torch.cat(step).numpy() for step in zip(*batches, strict=True)]

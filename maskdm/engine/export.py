@@ -37,7 +37,7 @@ def export(weights: Weights, out: Path, onnx: bool) -> list[Path]:
     """
     network = weights.network.cpu()
     with new_folder(out) as folder:
-        write_pipeline(folder, network, weights.recipe.objective, weights.sampling)
+        write_pipeline(folder, network, weights.objective, weights.sampling)
         (folder / "README.md").write_text(_card(weights, onnx), encoding="utf-8")
         if onnx:
             write_onnx(network, folder / ONNX_FILE)
@@ -137,7 +137,7 @@ def _card(weights: Weights, onnx: bool) -> str:
     text = f"""# {weights.name}
 
 A network of MaskDM as a pipeline of diffusers: {kind.__name__}, {weights.network.num_parameters():,} weights.
-It was trained with: {objective_name(weights.recipe.objective)}.
+It was trained with: {objective_name(weights.objective)}.
 
 ```python
 from diffusers import DiffusionPipeline

@@ -40,7 +40,7 @@ def import_weights(file: Path, folder: Path, num_heads: int | None = None) -> st
         network = import_uvit(theirs, num_heads)
     except ValueError as error:
         raise MaskDMError(f"{file}: {error}") from None
-    save_snapshot(folder, network)
+    save_snapshot(folder, network, objective=None)
     return f"{_in_words(network)}, from the {kind}{_schedule_in_words(alphas_cumprod)}"
 
 

@@ -60,7 +60,7 @@ def measure_weights(weights: Weights, params: Params, seed: int, folder: Path | 
         real = read_real(folder, params)  # first: what is wrong with it is said before anything is drawn
         labels = weights.labels(params.evaluation.samples, None)
         images = sample_images(
-            weights.network, weights.recipe.objective, weights.sampling, range(params.evaluation.samples), seed, labels
+            weights.network, weights.objective, weights.sampling, range(params.evaluation.samples), seed, labels
         )
         return _against(real, images, params.evaluation)
     return _against_profile(weights, params, seed)
@@ -75,9 +75,9 @@ def _against_profile(weights: Weights, params: Params, seed: int) -> Measured:
     own = project.trial(params.baseline, seed)
     labels = sample_labels(own) if weights.network.num_classes is not None else None
     images = sample_images(
-        weights.network, weights.recipe.objective, weights.sampling, range(evaluation.samples), seed, labels
+        weights.network, weights.objective, weights.sampling, range(evaluation.samples), seed, labels
     )
-    objective = make_objective(weights.recipe.objective)
+    objective = make_objective(weights.objective)
     heldout = make_heldout_loss(weights.network, objective, data, params.heldout.images, seed, project.device)
     real, _ = floor_images(data.train, data.heldout, evaluation)
     return Measured(

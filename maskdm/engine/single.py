@@ -44,7 +44,7 @@ def train_alone(project: Project, judged: bool, name: str | None = None) -> tupl
 
     def keep(result: Result, trained: Trained) -> None:
         shutil.rmtree(out, ignore_errors=True)  # of other settings; the record comes last
-        save_snapshot(out / "weights", trained.network)
+        save_snapshot(out / "weights", trained.network, project.recipe.objective)
         write_record_at(out / RECORD, result.record)
 
     return out, run_trial(project, "train", f"{name}/{params.seed}", judged, keep=keep, as_model=True).record

@@ -156,7 +156,8 @@ def _train(project: Project, stage: str, plans: tuple[PhasePlan, ...], before: T
     def keep(trained: Trained) -> None:
         memory = max(peak_memory_bytes(project.device) if plans else 0, (earlier and earlier.memory) or 0)
         timing = Timing(earlier.started_at if earlier else started_at, memory, trained.seconds)
-        save_training(out, own_identity, trial_identity(project, judged=False), trained, timing, plans, work)
+        trial = trial_identity(project, judged=False)
+        save_training(out, project.recipe.objective, own_identity, trial, trained, timing, plans, work)
 
     if not project.processes.is_main:
         train_phases(project, plans, before.network, work, log=lambda _: None, before=before)

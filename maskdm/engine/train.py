@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from pydantic import TypeAdapter
 
+from maskdm.config.objective import ObjectiveSettings
 from maskdm.engine.project import Project
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
@@ -100,6 +101,7 @@ def train_phases(
 
 def save_training(
     out: Path,
+    objective: ObjectiveSettings,
     identity: str,
     trial: str,
     trained: Trained,
@@ -109,7 +111,7 @@ def save_training(
 ) -> None:
     """Keep weights, snapshots, the state that fine-tuning goes on from, and at last `training.json`, in `out`."""
     shutil.rmtree(out, ignore_errors=True)
-    save_snapshot(out / "weights", trained.network)
+    save_snapshot(out / "weights", trained.network, objective)
     if trained.state and plans and plans[-1].handover == "state":
         save_checkpoint(out / "state.pt", trained.state)
     if (work / "snapshots").is_dir():

@@ -126,7 +126,7 @@ def run_trial(
             run.log_history(result.record.history)
             run.log_machine(result.machine)
             if as_model:
-                save_snapshot(folder / "weights", trained.network)
+                save_snapshot(folder / "weights", trained.network, project.recipe.objective)
                 run.log_model(model.as_model(folder / "weights", project.recipe.objective, project.params.sampling))
         keep(result, trained)  # last: who finds the record takes the trial for done
     return result
@@ -159,7 +159,7 @@ def discarded(folder: Path) -> Iterator[None]:
 
 def judge_snapshots(project: Project, trained: train.Trained, folder: Path) -> list[Row]:
     """The rows of the snapshots that were taken on the way, and of the final weights."""
-    save_snapshot(folder / "weights", trained.network)
+    save_snapshot(folder / "weights", trained.network, project.recipe.objective)
     shares = project.params.budget.snapshots
     snapshots = {share: snapshot_folder(folder, share) if share < 1 else folder / "weights" for share in shares}
     return judge_all(Judge.open(project, folder), snapshots, log=lambda _: None)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskdm.config.objective import ObjectiveSettings, objective_name
 from maskdm.config.params import Params, Sampling
 from maskdm.config.reading import load_recipe, validated
-from maskdm.config.recipe import Recipe
 from maskdm.networks.network import Network
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT, stage_folder
-from maskdm.training.checkpoint import load_snapshot
+from maskdm.training.checkpoint import load_objective, load_snapshot
 
 STAGES = ("finetune", "train")  # where trials of an arm leave their weights: `dvc repro`, `maskdm train`
 PLACES = ("config.json", "weights/config.json")  # in a folder of weights, in that of a run
@@ -28,7 +28,7 @@ class Weights:
     name: str  # for a reader, and usable in a file's name
     folder: Path
     network: Network
-    recipe: Recipe
+    objective: ObjectiveSettings  # what it predicts
     sampling: Sampling
 
     @classmethod
@@ -38,18 +38,18 @@ class Weights:
         Args:
             source: an arm of `params`, `<arm>/<seed>`, or a folder of weights or of a run.
             here: what a relative folder is relative to.
-            params: the settings whose recipe and sampler count.
-            recipe: the name of another recipe, if the weights were trained with it.
+            params: the settings whose sampler counts, and whose recipe, if the weights do not say what they predict.
+            recipe: the name of the recipe to take for theirs.
             changes: other settings of the sampler than those of `params`.
 
         Raises:
-            MaskDMError: there are no such weights, they are damaged, or the sampler does not fit them.
+            MaskDMError: there are no such weights, they are damaged, or the recipe or the sampler does not fit them.
         """
         folder = find_weights(source, here, params)
-        found = load_recipe(recipe or params.recipe, ROOT)
+        objective = _objective(folder, params, recipe)
         sampling = validated(Sampling, params.sampling.model_dump() | changes, "sampling")
         try:
-            sampling.check_objective(found.objective)
+            sampling.check_objective(objective)
         except ValueError as error:
             raise MaskDMError(str(error)) from None
         network = load_snapshot(folder, choose_device())
@@ -58,7 +58,7 @@ class Weights:
                 f"sampling.guidance_scale={sampling.guidance_scale:g}: {folder} has no classes; allowed: 1"
             )
         name = source.replace("/", "-") if _is_arm(source, params) else Path(source).resolve().name
-        return cls(name, folder, network.eval(), found, sampling)
+        return cls(name, folder, network.eval(), objective, sampling)
 
     def labels(self, count: int, chosen: int | None) -> Tensor | None:
         """Classes of `count` images, int64 `[count]`: the chosen one, or all in turn; None: the network has none.
@@ -76,6 +76,24 @@ class Weights:
         if not 0 <= chosen < classes:
             raise MaskDMError(f"class {chosen}; allowed: 0 to {classes - 1}")
         return torch.full((count,), chosen)
+
+
+def _objective(folder: Path, params: Params, recipe: str | None) -> ObjectiveSettings:
+    """What the weights predict: they say so themselves, or the recipe does, as of imported ones.
+
+    Raises:
+        MaskDMError: both say so, and do not agree.
+    """
+    own = load_objective(folder)
+    if own is not None and recipe is None:
+        return own
+    of_recipe = load_recipe(recipe or params.recipe, ROOT).objective
+    if own is not None and own != of_recipe:
+        raise MaskDMError(
+            f"--recipe {recipe}: it predicts {objective_name(of_recipe)}; {folder} was trained with "
+            f"{objective_name(own)}; allowed: leave --recipe out"
+        )
+    return of_recipe
 
 
 def find_weights(source: str, here: Path, params: Params) -> Path:

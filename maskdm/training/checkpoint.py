@@ -11,13 +11,16 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from pydantic import TypeAdapter
 from safetensors import safe_open
 
+from maskdm.config.objective import ObjectiveSettings
 from maskdm.networks.catalogue import network_class
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import check_checksums, folders_above, reading, reason, write_atomically, write_checksums
 
+OBJECTIVE = "objective.json"  # beside the weights: they draw noise for whoever takes them for others
 REMEDY = "`dvc repro -f` with the stage that writes it makes it again"
 
 
@@ -73,8 +76,13 @@ def read_tensors(path: Path, device: torch.device) -> Any:
         return torch.load(path, map_location=device, weights_only=True)
 
 
-def save_snapshot(folder: Path, network: Network) -> None:
+def save_snapshot(folder: Path, network: Network, objective: ObjectiveSettings | None) -> None:
     """Write the network's weights and config to `folder`, all or nothing; `load_snapshot` reads them.
+
+    Args:
+        folder: to write.
+        network: whose weights.
+        objective: what it predicts, which `load_objective` reads; None: nobody knows, as of imported weights.
 
     Raises:
         MaskDMError: it cannot be written.
@@ -85,6 +93,8 @@ def save_snapshot(folder: Path, network: Network) -> None:
         with folders_above(folder):
             try:
                 network.save_pretrained(temporary, max_shard_size="1TB")  # one file
+                if objective is not None:
+                    (temporary / OBJECTIVE).write_text(objective.model_dump_json() + "\n", encoding="utf-8")
                 write_checksums(temporary, "*.safetensors")  # which have none of their own
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(temporary, folder)
@@ -92,6 +102,19 @@ def save_snapshot(folder: Path, network: Network) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
     except Exception as error:  # safetensors has an error type of its own
         raise MaskDMError(f"{folder}: cannot save the weights: {reason(error)}") from error
+
+
+def load_objective(folder: Path) -> ObjectiveSettings | None:
+    """What the network saved in `folder` predicts; None: it is not known.
+
+    Raises:
+        MaskDMError: the file that says so is damaged.
+    """
+    if not (place := folder / OBJECTIVE).is_file():
+        return None
+    with reading(place, REMEDY):
+        found: ObjectiveSettings = TypeAdapter(ObjectiveSettings).validate_json(place.read_bytes())
+    return found
 
 
 def load_snapshot(folder: Path, device: torch.device) -> Network:

@@ -273,7 +273,7 @@ class PhaseTrainer:
                     loss=f"{self.history[-1]['loss']:.4f}", heldout=f"{self.history[-1]['heldout_loss']:.4f}"
                 )
             if snapshot is not None and self.processes.is_main:
-                save_snapshot(snapshot_folder(self.folder, snapshot), self._averaged())
+                save_snapshot(snapshot_folder(self.folder, snapshot), self._averaged(), self.objective.settings)
             if checkpoint:
                 if self.processes.is_main:
                     save_checkpoint(self.checkpoint_path, self.state_dict())

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from maskdm.config.objective import DDPM, EDM, TIME_SCALE, VP, Flow, ObjectiveSettings, PredictionType
+from maskdm.config.objective import DDPM, EDM, TIME_SCALE, VP, Flow, ObjectiveSettings
 
 Part = tuple[float, float]  # from one quantile to another
 WHOLE: Part = (0.0, 1.0)
@@ -46,6 +46,7 @@ class Objective(ABC):
     """A process from images to noise, and what the network predicts. Times `[n]` mean what each objective says."""
 
     num_train_timesteps = TIME_SCALE
+    settings: ObjectiveSettings
 
     @abstractmethod
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:
@@ -101,8 +102,9 @@ class Objective(ABC):
 class VariancePreserving(Objective):
     """a = sqrt(alpha_bar) and b = sqrt(1 - alpha_bar); the network predicts the noise, the image, or v."""
 
-    def __init__(self, prediction_type: PredictionType) -> None:
-        self.prediction_type = prediction_type
+    def __init__(self, settings: DDPM | VP) -> None:
+        self.settings = settings
+        self.prediction_type = settings.prediction_type
 
     @abstractmethod
     def alpha_bar(self, t: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class DDPMObjective(VariancePreserving):
     """Whole time steps from 0 to T - 1 (Ho et al. 2020). A level between two steps has a time between them."""
 
     def __init__(self, settings: DDPM) -> None:
-        super().__init__(settings.prediction_type)
+        super().__init__(settings)
         self.num_train_timesteps = settings.num_train_timesteps
         schedule = DDPMScheduler(settings.num_train_timesteps, beta_schedule=settings.beta_schedule)
         # ln SNR falls from step to step; float64, so that alpha_bar comes back to the last bit of float32.
@@ -191,7 +193,7 @@ class VPObjective(VariancePreserving):
     OFFSET = 0.008  # s of eq. 17
 
     def __init__(self, settings: VP) -> None:
-        super().__init__(settings.prediction_type)
+        super().__init__(settings)
         self.start = math.cos(self.OFFSET / (1 + self.OFFSET) * math.pi / 2)
         self.lowest = cosine_schedule(TIME_SCALE)[-1].item()
 
@@ -218,6 +220,7 @@ class FlowObjective(Objective):
     """Rectified flow (Liu et al. 2022): (1 - t) x_0 + t eps, with t from 0 to 1, and its velocity eps - x_0."""
 
     def __init__(self, settings: Flow) -> None:
+        self.settings = settings
         self.time_distribution = settings.time_distribution
 
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:
@@ -248,6 +251,7 @@ class EDMObjective(Objective):
     """
 
     def __init__(self, settings: EDM) -> None:
+        self.settings = settings
         self.sigma_data, self.mean, self.std = settings.sigma_data, settings.p_mean, settings.p_std
 
     def draw_times(self, count: int, random: torch.Generator, part: Part = WHOLE) -> Tensor:

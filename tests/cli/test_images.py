@@ -9,6 +9,7 @@ from PIL import Image
 
 from maskdm.tracking.records import read_record_at, read_records
 from tests.cli.conftest import Run
+from tests.workspace import write_params
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -38,6 +39,33 @@ def test_a_seed_means_the_same_images_whatever_the_name_of_the_weights_and_the_c
     assert np.array_equal(first["arm"], first["run"])
     assert np.array_equal(first["arm"], first["weights"])
     assert not np.array_equal(first["arm"], first["other"])
+
+
+def test_weights_are_drawn_as_they_were_trained_whatever_the_settings_say_now(
+    project: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sample", "scratch", "--count", 2, "--out", "before") == 0
+    write_params(project, recipe="epsilon")
+    assert run("sample", "scratch", "--count", 2, "--out", "after") == 0
+    for name in ("00000.png", "00001.png"):
+        assert np.array_equal(pixels(project / "before/images" / name), pixels(project / "after/images" / name))
+    capsys.readouterr()
+    assert run("sample", "scratch", "--recipe", "epsilon", "--out", "wrong") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--recipe epsilon: it predicts epsilon, " in error
+    assert "was trained with v_prediction, " in error
+    assert not (project / "wrong").exists()
+
+
+def test_weights_that_say_nothing_are_drawn_with_the_recipe_that_is_named(project: Path, run: Run) -> None:
+    assert run("sample", "scratch", "--count", 1, "--out", "said") == 0
+    (project / "runs/train/scratch/0/weights/objective.json").unlink()  # as in imported weights
+    for name, recipe in (("same", "v"), ("other", "epsilon")):
+        assert run("sample", "scratch", "--count", 1, "--recipe", recipe, "--out", name) == 0
+    drawn = {name: pixels(project / name / "images/00000.png") for name in ("said", "same", "other")}
+    assert np.array_equal(drawn["said"], drawn["same"])
+    assert not np.array_equal(drawn["said"], drawn["other"])
 
 
 def test_an_interpolation_begins_and_ends_with_the_images_of_its_seeds(project: Path, run: Run) -> None:

@@ -59,7 +59,7 @@ def trial(arm: str, seed: int = 0, stage: Stage = "default") -> Record:
 
 def log(project: Path, folder: Path, record: Record, trained: Network) -> None:
     """What a stage does at its end."""
-    save_snapshot(folder / "weights", trained)
+    save_snapshot(folder / "weights", trained, None)
     recipe, sampling = Recipe.model_validate(RECIPE), Params.model_validate(PARAMS).sampling
     with mlflow_store.live_run(project, record) as run:
         run.log_history(ROWS)
@@ -77,7 +77,7 @@ def test_a_registered_model_draws_what_maskdm_sample_draws(project: Path, store:
     images = model.predict(pd.DataFrame({"seed": [5, 0]}))
     assert images.shape == (2, 8, 8, 1)
     params = Params.model_validate(PARAMS)
-    weights = Weights("drawn", tmp_path, trained, Recipe.model_validate(RECIPE), params.sampling)
+    weights = Weights("drawn", tmp_path, trained, Recipe.model_validate(RECIPE).objective, params.sampling)
     for row, seed in enumerate((5, 0)):
         draw_samples(weights, tmp_path / f"{seed}", 1, seed, None, None)
         drawn = np.asarray(Image.open(tmp_path / f"{seed}" / "images" / "00000.png"))
@@ -169,7 +169,7 @@ def test_sync_adds_the_models_whose_weights_are_here_and_are_the_recorded_ones(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store.store_uri(project))
     for seed in (0, 1):
         write_record(tmp_path, trial("synced", seed), MACHINE)
-        save_snapshot(tmp_path / f"{seed}" / "weights", network())
+        save_snapshot(tmp_path / f"{seed}" / "weights", network(), None)
     (tmp_path / "0" / "training.json").write_text(json.dumps({"identity": "x", "history": ROWS}))
     others = [{**ROWS[0], "loss": 0.8}]
     (tmp_path / "1" / "training.json").write_text(json.dumps({"identity": "x", "history": others}))

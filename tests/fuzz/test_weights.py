@@ -106,7 +106,7 @@ def test_a_pickle_that_calls_something_is_not_run(examples: int, tmp_path: Path)
 @amounts(250, few=4)
 def test_folders_of_weights(name: str, examples: int, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
-    save_snapshot(folder, small(name))
+    save_snapshot(folder, small(name), None)
     assert answer_of(lambda: load_snapshot(folder, CPU)) == "taken"
     config, weights = json.loads((folder / CONFIG).read_bytes()), (folder / WEIGHTS).read_bytes()
 
@@ -156,7 +156,7 @@ def small(name: str) -> Network:
     ids=str,
 )
 def test_a_config_of_a_huge_network_takes_neither_memory_nor_time(sizes: dict[str, Any], tmp_path: Path) -> None:
-    save_snapshot(tmp_path / "w", network())
+    save_snapshot(tmp_path / "w", network(), None)
     config = json.loads((tmp_path / "w" / CONFIG).read_bytes())
     (tmp_path / "w" / CONFIG).write_text(json.dumps(config | sizes))
     assert answer_of(lambda: load_snapshot(tmp_path / "w", CPU)) == "refused"
@@ -165,7 +165,7 @@ def test_a_config_of_a_huge_network_takes_neither_memory_nor_time(sizes: dict[st
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "pytorch_model.bin"])
 def test_weights_that_are_a_pickle_are_not_read(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "w"
-    save_snapshot(folder, network())
+    save_snapshot(folder, network(), None)
     (folder / WEIGHTS).unlink()
     torch.save(network().state_dict(), folder / name)
     assert answer_of(lambda: load_snapshot(folder, CPU)) == "refused"
@@ -173,7 +173,7 @@ def test_weights_that_are_a_pickle_are_not_read(name: str, tmp_path: Path) -> No
 
 def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "w"
-    save_snapshot(folder, network())
+    save_snapshot(folder, network(), None)
     (folder / WEIGHTS).rename(tmp_path / "elsewhere.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(network().state_dict(), "../elsewhere.safetensors")}
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
@@ -192,6 +192,6 @@ def test_a_checkpoint_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> No
 
 def test_safetensors_of_nothing_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "w"
-    save_snapshot(folder, network())
+    save_snapshot(folder, network(), None)
     (folder / WEIGHTS).write_bytes(as_safetensors({}))
     assert answer_of(lambda: load_snapshot(folder, CPU)) == "refused"

@@ -138,7 +138,7 @@ def test_muon_takes_matrices_alone_and_each_once(network: Transformer) -> None:
 
 def test_saved_weights_come_back_with_their_config(make: Make, tmp_path: Path) -> None:
     network = make(image_size=(4, 8), num_classes=5)
-    save_snapshot(tmp_path / "weights", network)
+    save_snapshot(tmp_path / "weights", network, None)
     assert {p.suffix for p in (tmp_path / "weights").iterdir()} == {".json", ".safetensors", ""}  # and SHA256SUMS
     again = load_snapshot(tmp_path / "weights", torch.device("cpu"))
     assert type(again) is type(network)

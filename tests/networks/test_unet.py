@@ -195,7 +195,7 @@ def test_muon_takes_the_matrices_of_the_attention() -> None:
 
 def test_saved_weights_come_back_with_their_config(tmp_path: Path) -> None:
     network = new_network(num_classes=5)
-    save_snapshot(tmp_path / "weights", network)
+    save_snapshot(tmp_path / "weights", network, None)
     again = load_snapshot(tmp_path / "weights", torch.device("cpu"))
     assert isinstance(again, UNet)
     x_t, t, ids_keep = crop(network, side=4)

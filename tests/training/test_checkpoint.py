@@ -5,12 +5,14 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from maskdm.config.reading import load_recipe
 from maskdm.networks.uvit import UViT
 from maskdm.runtime import files
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.checkpoint import (
     fingerprint,
     load_checkpoint,
+    load_objective,
     load_snapshot,
     network_sha256,
     save_checkpoint,
@@ -75,17 +77,17 @@ def test_a_full_disk_keeps_the_previous_snapshot(
     def full(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    save_snapshot(tmp_path / "weights", network)
+    save_snapshot(tmp_path / "weights", network, None)
     before = network_sha256(load_snapshot(tmp_path / "weights", CPU))
     monkeypatch.setattr(UViT, "save_pretrained", full)
     with pytest.raises(MaskDMError, match="weights: cannot save the weights: No space left on device"):
-        save_snapshot(tmp_path / "weights", network)
+        save_snapshot(tmp_path / "weights", network, None)
     assert network_sha256(load_snapshot(tmp_path / "weights", CPU)) == before
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
 def test_a_network_of_a_class_that_is_not_known_is_named(tmp_path: Path, network: UViT) -> None:
-    save_snapshot(tmp_path / "weights", network)
+    save_snapshot(tmp_path / "weights", network, None)
     config = tmp_path / "weights" / "config.json"
     config.write_text(config.read_text().replace('"UViT"', '"Mamba"'))
     with pytest.raises(MaskDMError, match=r"config\.json: .*_class_name=Mamba; allowed: UViT, DiT, UNet"):
@@ -98,7 +100,7 @@ def test_a_network_of_a_class_that_is_not_known_is_named(tmp_path: Path, network
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
 def test_unusable_weights_are_named(tmp_path: Path, network: UViT, damage: str) -> None:
     folder = tmp_path / "weights"
-    save_snapshot(folder, network)
+    save_snapshot(folder, network, None)
     (weights,) = folder.glob("*.safetensors")
     if damage == "missing":
         weights.unlink()
@@ -110,6 +112,18 @@ def test_unusable_weights_are_named(tmp_path: Path, network: UViT, damage: str) 
     with pytest.raises(MaskDMError, match=r"weights[:/]") as caught:
         load_snapshot(folder, CPU)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tuned", "v", "edm", "paper-cosine"])
+def test_weights_say_what_they_predict(tmp_path: Path, network: UViT, name: str) -> None:
+    objective = load_recipe(name).objective
+    save_snapshot(tmp_path / "said", network, objective)
+    assert load_objective(tmp_path / "said") == objective
+    save_snapshot(tmp_path / "imported", network, None)
+    assert load_objective(tmp_path / "imported") is None
+    (tmp_path / "said" / "objective.json").write_text('{"name": "flow", "time_distribution": "odd"}')
+    with pytest.raises(MaskDMError, match=r"objective\.json"):
+        load_objective(tmp_path / "said")
 
 
 def test_a_missing_folder_of_weights_is_named(tmp_path: Path) -> None:
