@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,6 +359,15 @@ def stage(folder: Path, *arguments: str, expect: int = 0, name: str = "search") 
     return done.stderr
 
 
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    """While the process runs, for five minutes at most."""
+    deadline = time.monotonic() + 300
+    while not holds():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 MASKDM = [sys.executable, "-c", "from maskdm.cli import main; main()"]
 
 
@@ -384,11 +394,7 @@ def searched(prepared: Path) -> Path:
     """A project whose search was killed after its first trial, and then ran to its end."""
     command = [sys.executable, "-m", "pipeline.search", "--workers", "2"]
     main = subprocess.Popen(command, cwd=prepared, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not any((prepared / "records").glob("search/trials/*.machine.json")):
-        assert main.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: any((prepared / "records").glob("search/trials/*.machine.json")), main)
     workers = psutil.Process(main.pid).children(recursive=True)
     main.send_signal(signal.SIGKILL)
     main.wait()
@@ -505,6 +511,39 @@ def test_another_number_of_workers_tries_the_same_trials_though_the_first_search
     for name in ("trials.csv", "curves.csv", "best.yaml"):
         tables = ((folder / "reports" / "search" / name).read_bytes() for folder in (searched, tmp_path))
         assert len(set(tables)) == 1, name
+
+
+@pytest.mark.slow
+def test_two_machines_without_a_common_folder_try_the_same_trials_though_one_is_lost(
+    searched: Path, database: str, tmp_path: Path
+) -> None:
+    """Each has a project of its own; the one that joined is killed in the middle, and never comes back."""
+    machines = [tmp_path / "leads", tmp_path / "joins"]
+    for machine in machines:
+        make_workspace(machine, "smoke")
+        shutil.copytree(searched / "data", machine / "data")
+        write_params(machine, **with_search(trials=6))
+    environment = ENVIRONMENT | {"MASKDM_SEARCH_STORAGE": database}
+    command = [*MASKDM, "search", "--workers", "1"]
+    leads, joins = (
+        subprocess.Popen([*command, *more], cwd=machine, env=environment, stderr=(machine / "said").open("w"))
+        for machine, more in zip(machines, ([], ["--join"]), strict=True)
+    )
+    wait_until(lambda: any((machines[1] / "work" / "trials").glob("*/state/*")), joins)
+    for process in (*psutil.Process(joins.pid).children(recursive=True), psutil.Process(joins.pid)):
+        process.kill()
+    assert leads.wait(600) == 0, (machines[0] / "said").read_text()
+    joins.wait()
+
+    alone = tmp_path / "alone"
+    make_workspace(alone, "smoke")
+    (alone / "data").symlink_to(searched / "data")
+    write_params(alone, **with_search(trials=6))
+    stage(alone, "--workers", "1")
+    for name in ("trials.csv", "curves.csv", "best.yaml"):
+        assert (machines[0] / "reports" / "search" / name).read_bytes() == (
+            alone / "reports" / "search" / name
+        ).read_bytes(), name
 
 
 @pytest.mark.slow
