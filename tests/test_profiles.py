@@ -22,6 +22,7 @@ from tests.imports import PROJECT
 # What the published data sets hold: training images, and those of a held-out split of their own.
 SIZES = {
     "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
     "digits": (1_797, 0),
     "celeba": (162_770, 19_867 + 19_962),
     "celebahq": (30_000, 0),
