@@ -191,8 +191,12 @@ def analyse_study(default: Params, study: Study, names: Iterable[str]) -> list[A
     times = read_step_times(STUDY_STEP_TIME)
     found: dict[str, Analysed] = {}
     for name in sorted(complete, key=lambda name: params[name].budget.train_flops):
-        series = parts[name].series
-        shorter = [each.trials for key, each in found.items() if series and parts[key].series == series]
+        series, budget = parts[name].series, params[name].budget.train_flops
+        shorter = [
+            each.trials
+            for key, each in found.items()
+            if series and parts[key].series == series and params[key].budget.train_flops < budget
+        ]
         found[name] = analyse(name, params[name], records, times, shorter=shorter)
     return [found[name] for name in complete]
 
