@@ -127,9 +127,12 @@ def _register(client: "MlflowClient", model: "LoggedModel", subject: Subject) ->
     """Make the model a version of its arm's, with the alias `seed<n>`; what is done already stays."""
     from mlflow.exceptions import MlflowException
 
-    name = f"{subject.record.data['name']}-{subject.record.arm}"
+    data, arm, alias = subject.record.data["name"], subject.record.arm, f"seed{subject.record.params['seed']}"
+    name = f"{data}-{arm}"
+    arm_in_words = f"Arm `{arm}` on {data}: a version a training. The newest of each seed has the alias `seed<n>`."
+    use = f'`mlflow.pyfunc.load_model("models:/{name}@{alias}").predict(pandas.DataFrame({{"seed": [0, 1]}}))`'
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=arm_in_words)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -140,9 +143,14 @@ def _register(client: "MlflowClient", model: "LoggedModel", subject: Subject) ->
         begun[0]  # a kill may have left it without its alias
         if begun
         else client.create_model_version(
-            name, source, model.source_run_id, await_creation_for=0, model_id=model.model_id
+            name,
+            source,
+            model.source_run_id,
+            description=f"Arm `{arm}` on {data}, {alias}. It draws an image a row: {use}",
+            await_creation_for=0,
+            model_id=model.model_id,
         )
     ).version
-    client.set_registered_model_alias(name, f"seed{subject.record.params['seed']}", version)
+    client.set_registered_model_alias(name, alias, version)
     known_as = json.dumps([{"name": name, "version": version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": known_as})  # the UI reads it

@@ -1,6 +1,7 @@
 """Models in MLflow: a trained network that its pyfunc flavour loads and draws images from."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_a_registered_model_draws_what_maskdm_sample_draws(project: Path, store:
         draw_samples(weights, tmp_path / f"{seed}", 1, seed, None, None)
         drawn = np.asarray(Image.open(tmp_path / f"{seed}" / "images" / "00000.png"))
         assert np.abs(images[row, ..., 0].astype(int) - drawn).max() <= 1  # batches round otherwise
+    shown = re.search("`(mlflow.*)`", store.get_model_version_by_alias("digits-drawn", "seed3").description or "")
+    assert shown
+    first = model.predict(pd.DataFrame({"seed": [0, 1]}))
+    assert (eval(shown.group(1), {"mlflow": mlflow, "pandas": pd}) == first).all()
+    assert "`drawn` on digits" in (store.get_registered_model("digits-drawn").description or "")
     few = model.predict(pd.DataFrame({"seed": [5, 0]}), params={"num_inference_steps": 2})
     assert (few != images).any()
 
