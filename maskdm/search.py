@@ -545,5 +545,5 @@ def importance_frame(study: optuna.Study) -> pd.DataFrame:
             found = get_param_importances(study)
     except (RuntimeError, ValueError):  # fewer than two trials, or all of them equal
         found = {}
-    ordered = sorted(found, key=lambda name: -found[name])
+    ordered = sorted(found, key=lambda name: (-found[name], name))  # Optuna orders equal ones by chance
     return pd.DataFrame({"parameter": ordered, "importance": [found[name] for name in ordered]})

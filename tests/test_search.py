@@ -167,6 +167,13 @@ def test_pruned_trials_count_and_none_is_pruned_before_its_masks_are_over(tmp_pa
     assert "share" in set(importance["parameter"])
 
 
+def test_parameters_of_equal_importance_stand_in_the_order_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maskdm.search, "get_param_importances", lambda _: {"patch": 0.0, "lr": 0.9, "crop": 0.0})
+    assert list(importance_frame(a_study(tmp_path))["parameter"]) == ["lr", "crop", "patch"]
+
+
 def test_another_seed_draws_other_trials(undisturbed: pd.DataFrame, tmp_path: Path) -> None:
     study = a_study(tmp_path / "another", 4)
     run(study, loss_of, 4, seed=1)
