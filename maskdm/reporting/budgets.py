@@ -10,6 +10,7 @@ from maskdm.reporting.page import LOSS, Column, mean_and_interval, number, rows_
 from maskdm.runtime.units import si
 
 KEPT = ("arm", "masks", "seeds", "seeds_at_target", "seeds_at_target_by_budget")
+FEWEST = 3  # budgets of an arm, to draw a line through
 MEASURES = (LOSS, "compute_to_target", "budget_to_target")
 
 
@@ -53,6 +54,17 @@ def gains(comparisons: Sequence[Analysed]) -> pd.DataFrame:
     frame = frame.drop(columns="settings").sort_values(["series", "train_flops"], ignore_index=True)
     frame["arm"] = frame.groupby("series")["arm"].transform("last")  # one name an arm
     return frame
+
+
+def most_measured(gained: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `gains` of arms with `FEWEST` budgets or more, for a line to be drawn through; of all, if none has.
+
+    Those with two are many: each method that was trained with half of the compute, too.
+    """
+    if gained.empty:
+        return gained
+    several = gained.groupby("series")["train_flops"].transform("nunique") >= FEWEST
+    return gained[several].reset_index(drop=True) if several.any() else gained
 
 
 def columns(gained: pd.DataFrame) -> list[Column]:

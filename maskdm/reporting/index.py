@@ -146,7 +146,7 @@ def view_of(
 ) -> dict[str, Any]:
     """Everything that the template shows, in words, and under `data` what its script draws."""
     found, params, dataset = opened.found, opened.found.params, opened.images.info
-    gained = budgets.gains([found, *parts])
+    gained = budgets.most_measured(budgets.gains([found, *parts]))
     shown = set(gained["comparison"]) if len(gained) else set()
     uris = pictures.grids({**grids, None: opened.images.heldout[:PANEL]})
     real = uris.pop(None)

@@ -11,11 +11,10 @@ from scipy import stats
 from maskdm.reporting import figures
 from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import CONFIDENCE
-from maskdm.reporting.budgets import columns, finding
+from maskdm.reporting.budgets import FEWEST, columns, finding
 from maskdm.reporting.page import LOSS, Answer, answer, as_table, listed, rows_of, table
 from maskdm.runtime.units import si, si_prefix
 
-FEWEST = 3  # budgets of an arm, to draw a line through
 PAPER_FLOPS = 6e19  # of the paper's trainings on images of 256 pixels
 
 

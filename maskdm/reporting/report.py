@@ -253,7 +253,7 @@ def study_answers(done: Sequence[Analysed], analysed: Sequence[Analysed]) -> lis
 
 def write_budgets(analysed: Sequence[Analysed]) -> list[page.Answer]:
     """What the page says of arms that were trained with several budgets, if there are some, and the figure."""
-    gained = budgets.gains(analysed)
+    gained = budgets.most_measured(budgets.gains(analysed))
     if not len(gained):
         return []
     lines = law.trends(gained, analysed)

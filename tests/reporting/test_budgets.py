@@ -79,3 +79,14 @@ def test_the_finding_and_the_table_say_the_ends() -> None:
     assert columns["budget"].values == gained["train_flops"].tolist()
     assert "-6.0 % (-6.4 to -5.6 %)" in columns["loss against the baseline"].cells
     assert "0 of 4 seeds" in columns["compute to the baseline's loss"].cells
+
+
+def test_lines_are_drawn_of_arms_with_three_budgets_if_there_are_some() -> None:
+    arms = settings()["arms"]
+    two = [trained("small", 9e12), trained("large", 36e12)]
+    assert len(budgets.most_measured(budgets.gains(two))) == 2 * 4, "none has three"
+    alone = {"scratch": arms["scratch"], "block90": arms["block90"]}
+    most = budgets.most_measured(budgets.gains([*two, trained("middle", 18e12, arms=alone, controls={})]))
+    assert most["arm"].tolist() == ["block90"] * 3
+    assert most["train_flops"].tolist() == [9e12, 18e12, 36e12]
+    assert budgets.most_measured(budgets.gains([])).empty
