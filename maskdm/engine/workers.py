@@ -23,6 +23,8 @@ PRELOADED = ["maskdm.engine.stages", "mlflow"]
 # diffusers asks for a GPU when it is loaded. That starts CUDA, and torch refuses to use it in a copy of a process that
 # has started it. With these variables torch answers "none" without asking.
 WITHOUT_CUDA = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+# A worker that is killed cannot free its semaphores. Python's tracker frees them, and warns below our last line.
+OF_LEAKS = "ignore:resource_tracker:UserWarning"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -127,7 +129,9 @@ def load_libraries() -> None:
     It returns at once. Who has other things to import does so while that process is at it.
     """
     forkserver.set_forkserver_preload(PRELOADED)
-    with _environment(TQDM_DISABLE="1", **WITHOUT_CUDA), ctrl_c_is_ours():  # of the tasks: one bar for all
+    warnings = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), OF_LEAKS)))
+    quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": warnings}  # one bar for all tasks
+    with _environment(**quiet, **WITHOUT_CUDA), ctrl_c_is_ours():
         forkserver.ensure_running()
 
 

@@ -3,7 +3,10 @@
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from maskdm.engine import workers
 from maskdm.engine.workers import run_all
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
+from tests.imports import PROJECT
 
 
 def where(task: int) -> tuple[int, int, str]:
@@ -43,6 +47,31 @@ def test_what_a_task_raises_ends_all_of_them() -> None:
 def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(MaskDMError, match="the process of a task was killed; the same command goes on"):
         list(run_all(die, [5], 1, unit="task"))
+
+
+HOLDS_A_LOCK = """
+import os, signal
+from multiprocessing import get_context
+from maskdm.engine.workers import run_all
+from maskdm.runtime.errors import exit_with_one_line
+
+def die(task):
+    lock = get_context("forkserver").Lock()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    with exit_with_one_line():
+        list(run_all(die, [5], 1, unit="task"))
+"""
+
+
+def test_nothing_is_said_below_that_line_of_what_the_process_held(tmp_path: Path) -> None:
+    script = tmp_path / "holds_a_lock.py"
+    script.write_text(HOLDS_A_LOCK)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, script], env=environment, text=True, stderr=subprocess.PIPE, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: the process of a task was killed; the same command goes on from here"
 
 
 def device(task: int) -> tuple[str, bool]:
