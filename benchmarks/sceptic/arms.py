@@ -12,7 +12,6 @@ SEEDS = (1, 2, 3, 4)
 TRAIN_FLOPS = 1e12
 CROP = {"strategy": "crop", "crop": 4}  # 16 of 64 tokens
 BATCH = 96
-RATE = {"lr": 2.3e-2}  # that of the masked arms of params.yaml
 METHODS = str(Path(__file__).with_name("methods"))
 
 
@@ -23,11 +22,11 @@ def slip_in() -> None:
 
 def arm(batch_size: int = BATCH, **how: Any) -> list[dict[str, Any]]:
     """Two fifths of the compute in one way, then whole images."""
-    return [{"share": 0.4, "batch_size": batch_size, "override": RATE, **how}, {"batch_size": 48, "override": RATE}]
+    return [{"share": 0.4, "batch_size": batch_size, **how}, {"batch_size": 32}]
 
 
 ARMS: dict[str, tuple[str, list[dict[str, Any]]]] = {  # name -> what it is, its phases
-    "scratch": ("the baseline", [{"batch_size": 48}]),
+    "scratch": ("the baseline", [{"batch_size": 32}]),
     "crop": ("4x4 crops, as they should be", arm(mask=CROP)),
     "control": ("the steps of `crop` on whole images", arm(BATCH // 4)),
     "shuffled": (

@@ -149,7 +149,7 @@ def init(place: Path, device: torch.device, name: str | None, hours: float, imag
     found = survey(place)
     check_count(found)
     side = image_size or fitting_side(found, limit=64 if device.type == "cuda" else 32)
-    batch_size = 128 if device.type == "cuda" else 48
+    batch_size = 128 if device.type == "cuda" else 32
     propose = partial(settings_of, found, root, side, batch_size=batch_size, lr=recipe.optimisation.lr)
     trained, budget = choose(propose, found, recipe, device, 3600 * hours)
     settings = trained.settings(budget)

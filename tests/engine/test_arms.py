@@ -27,7 +27,7 @@ def test_arms_fit_every_grid_and_batch(settings: dict[str, Any], side: int, batc
 
 def test_on_the_default_grid_they_are_those_of_the_default() -> None:
     default = load_params(PROJECT / "profiles" / "default.yaml")
-    proposed = default.model_dump() | {"arms": proposed_arms(8, 48)}
+    proposed = default.model_dump() | {"arms": proposed_arms(8, 32)}
     assert Params.model_validate(proposed).arms == default.arms
 
 
