@@ -8,7 +8,7 @@ import typer
 
 from maskdm.cli.output import AsJson, print_json, print_table
 from maskdm.cli.project import complete_arm, enter_project, read_params
-from maskdm.cli.sampling import RecipeName, Steps, open_weights
+from maskdm.cli.sampling import RecipeName, SamplerName, Steps, open_weights
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.units import four_digits
 
@@ -38,6 +38,7 @@ def evaluate(
         int | None, typer.Option(min=2, help="Images to judge; without it, `evaluation.samples` of `params.yaml`.")
     ] = None,
     steps: Steps = None,
+    sampler: SamplerName = None,
     recipe: RecipeName = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +65,7 @@ def evaluate(
     from maskdm.engine.weights import names_weights
 
     if names_weights(first, here, params):
-        found = measure_weights(open_weights(first, here, recipe, steps), params, seed, second)
+        found = measure_weights(open_weights(first, here, recipe, steps, sampler), params, seed, second)
     elif second is None:
         raise MaskDMError(
             f"{first}: neither weights nor an arm; allowed: {', '.join(params.arms)}, <arm>/<seed>, a folder of "

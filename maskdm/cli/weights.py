@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from maskdm.cli.output import AsJson, print_json
-from maskdm.cli.sampling import Out, RecipeName, Source, open_weights
+from maskdm.cli.sampling import Out, RecipeName, SamplerName, Source, open_weights
 
 
 def export(
@@ -15,6 +15,7 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write `network.onnx` too, checked with ONNX Runtime; needs `maskdm[onnx]`.")
     ] = False,
+    sampler: SamplerName = None,
     recipe: RecipeName = None,
     as_json: AsJson = False,
 ) -> None:
@@ -29,7 +30,7 @@ def export(
     ```
     """
     here = Path.cwd()
-    weights = open_weights(source, here, recipe)
+    weights = open_weights(source, here, recipe, sampler=sampler)
     from maskdm.engine import export as exporting
 
     folder = out or here / "exports" / weights.name

@@ -51,7 +51,7 @@ class Weights:
         try:
             sampling.check_objective(objective)
         except ValueError as error:
-            raise MaskDMError(str(error)) from None
+            raise MaskDMError(f"{error}; --sampler takes another one") from None
         network = load_snapshot(folder, choose_device())
         if network.num_classes is None and sampling.guidance_scale != 1:
             raise MaskDMError(

@@ -89,6 +89,8 @@ CASES: list[Case] = [
     ("sample scratch --class 1", nothing, "class 1: "),
     ("sample scratch --guidance 2", nothing, "sampling.guidance_scale=2: "),
     ("sample scratch --sampler euler", nothing, "sampling.sampler=euler with objective=ddpm; allowed: ddpm, ddim"),
+    ("evaluate scratch --sampler euler", nothing, "ddpm, ddim, dpm_solver, unipc; --sampler takes another one"),
+    ("export scratch --sampler euler", nothing, "allowed: ddpm, ddim, dpm_solver, unipc; --sampler takes another one"),
     ("sample scratch --sampler bad", nothing, "sampling: sampler='bad': "),
     ("sample scratch --recipe bad", nothing, "recipe=bad: there is no profiles/recipes/bad.yaml; allowed: "),
     ("interpolate scratch --sampler ddpm", nothing, "sampling.sampler=ddpm with eta=0 adds noise of its own"),
