@@ -12,6 +12,8 @@ SEEDS = (1, 2, 3, 4)
 TRAIN_FLOPS = 1e12
 CROP = {"strategy": "crop", "crop": 4}  # 16 of 64 tokens
 BATCH = 96
+RATE = {"lr": 2.3e-2}  # of the arms with masks and of their control, all with dense batches of 48
+SCRATCH_RATE = {"lr": 3.38e-2}  # what a tuning at twice the compute had chosen for scratch
 METHODS = str(Path(__file__).with_name("methods"))
 
 
@@ -22,11 +24,11 @@ def slip_in() -> None:
 
 def arm(batch_size: int = BATCH, **how: Any) -> list[dict[str, Any]]:
     """Two fifths of the compute in one way, then whole images."""
-    return [{"share": 0.4, "batch_size": batch_size, **how}, {"batch_size": 32}]
+    return [{"share": 0.4, "batch_size": batch_size, "override": RATE, **how}, {"batch_size": 48, "override": RATE}]
 
 
 ARMS: dict[str, tuple[str, list[dict[str, Any]]]] = {  # name -> what it is, its phases
-    "scratch": ("the baseline", [{"batch_size": 32}]),
+    "scratch": ("the baseline", [{"batch_size": 48, "override": SCRATCH_RATE}]),
     "crop": ("4x4 crops, as they should be", arm(mask=CROP)),
     "control": ("the steps of `crop` on whole images", arm(BATCH // 4)),
     "shuffled": (
