@@ -28,7 +28,7 @@ BASELINE = (0.2, 0.2, 0.2)
 REMOVED = np.array([205, 214, 230], np.uint8)  # of a removed patch: a tint, so that it is not taken for grey clothes
 FADED = 0.65  # share of the tint where some blocks of the network see a removed patch
 FEW = 10  # points of a curve: up to so many are marked
-FAR = 10  # so many times as far from the baseline as the median arm: drawn, such an arm would squeeze the others
+FAR = 5  # so many times as far from the baseline as the median arm reaches: drawn, such an arm would squeeze the others
 DISPLAY_PIXELS = 1000  # least width of a picture that is drawn
 STYLE = {
     **sns.axes_style("ticks"),
@@ -168,7 +168,7 @@ def draw_against(
     for axes, (measure, name) in zip(figure.subplots(1, 2, sharey=True), measures.items(), strict=True):
         column = f"{measure}{AGAINST}"
         change = _percent(rows[column])
-        far = too_far(change)
+        far = too_far(_percent(rows[[f"{column}{end}" for end in ("", "_low", "_high")]]))
         for place, arm in enumerate(arms):
             if far[place]:
                 edge, align = (1, "right") if change[place] > 0 else (0, "left")
@@ -190,12 +190,19 @@ def draw_against(
 
 
 def too_far(changes: np.ndarray) -> np.ndarray:
-    """Which arms would squeeze the others, if they were drawn; bool, of the shape of `changes`."""
-    distances = np.abs(changes)
-    return distances > FAR * np.median(distances) if len(distances) else np.zeros(0, bool)
+    """Which arms would squeeze the others, if they were drawn: bool `[arms]`.
+
+    Args:
+        changes: `[arms, 3]`: mean and ends of the interval, nan where there is none. Where the median arm is level with
+            the baseline, its mean may be next to nothing, and its interval says how wide the figure is.
+    """
+    if not len(changes):
+        return np.zeros(0, bool)
+    reach = np.nanmax(np.abs(changes), axis=1)
+    return reach > FAR * np.median(reach)
 
 
-def _percent(shares: pd.Series) -> np.ndarray:
+def _percent(shares: pd.Series | pd.DataFrame) -> np.ndarray:
     return 100 * (np.asarray(shares, float) - 1)
 
 

@@ -114,7 +114,7 @@ def changes(found: Analysed) -> Json:
     rows = [row for row in rows_of(found.arms) if row["arm"] != found.params.baseline]
     column = f"heldout_loss{AGAINST}"
     seeds = {row["arm"]: found.trials.loc[found.trials["arm"] == row["arm"], column] for row in rows}
-    far = figures.too_far(np.array([row[LOSS] - 1 for row in rows]))
+    far = figures.too_far(np.array([[row[f"{LOSS}{end}"] - 1 for end in ("", "_low", "_high")] for row in rows]))
     near = [row for row, away in zip(rows, far, strict=True) if not away]
     shown = [0.0, *(_percent(value) for row in near for value in (*seeds[row["arm"]], *_ends(row)))]
     low, high = min(shown), max(shown)

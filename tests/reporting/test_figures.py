@@ -153,6 +153,13 @@ def test_an_arm_far_from_the_others_is_written_at_the_edge_and_squeezes_none(fou
     assert not distance.texts
 
 
+def test_an_arm_is_drawn_where_the_intervals_of_level_ones_are_as_wide() -> None:
+    changes = np.array([[-0.6, -7.6, 6.3], [-10.4, -19.5, -1.2], [-0.4, -8.5, 7.6]])  # of the study, at 1 TFLOP
+    assert not figures.too_far(changes).any()
+    one_seed = np.array([[-1.0, np.nan, np.nan], [57.0, np.nan, np.nan], [-2.0, np.nan, np.nan]])
+    assert figures.too_far(one_seed).tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_tile_holds_every_image_in_its_place(channels: int) -> None:
     given = images(channels, count=5)
