@@ -65,11 +65,7 @@ def agreement(params: Params, recipe: Recipe, images: np.ndarray, sha256: str, r
     own = study.params(STUDY_PART, params)
     if own.grid != params.grid:
         return None
-    masked = {
-        arm: phases[0]
-        for arm, phases in own.arms.items()
-        if phases[0].mask and arm in losses and not arm.startswith("control")
-    }
+    masked = {arm: phases[0] for arm, phases in own.arms.items() if phases[0].mask and arm in losses}
     if len(masked) < 3:
         return None
     by_mask = {found.phase.mask: found for found in advise(own, recipe, images, list(masked.values())).kinds}

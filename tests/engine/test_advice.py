@@ -142,7 +142,7 @@ def test_the_studys_records_of_these_images_are_what_the_advice_is_compared_with
     (tmp_path / "study" / "params.yaml").write_bytes((PROJECT / "study" / "params.yaml").read_bytes())
     images = np.random.default_rng(0).integers(0, 256, (50, 1, 32, 32), dtype=np.uint8)
     assert agreement(params, recipe, images, "of-these", tmp_path) is None
-    for place, arm in enumerate(("scratch", "control", "crop3", "crop4", "crop6")):
+    for place, arm in enumerate(("scratch", "crop3", "crop4", "crop6")):
         for seed in (1, 2):
             own = replace(RECORD, stage="study", key=f"masks/{arm}-seed{seed}", arm=arm, params={"seed": seed})
             own = replace(own, data=RECORD.data | {"sha256": "of-these"}, summary={"heldout_loss": 0.1 + place / 100})
@@ -150,7 +150,7 @@ def test_the_studys_records_of_these_images_are_what_the_advice_is_compared_with
     found = agreement(params, recipe, images, "of-these", tmp_path)
     assert found is not None
     assert found.of_halves == pytest.approx(1)
-    assert found.masks == 3  # scratch and the control have no mask to judge
+    assert found.masks == 3  # scratch has no mask to judge
     assert agreement(params, recipe, images, "of-others", tmp_path) is None
 
 
