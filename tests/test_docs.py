@@ -211,6 +211,33 @@ def test_the_comparison_of_the_page_can_be_read() -> None:
     assert params.arms["late"][0].method is not None
 
 
+# --- numbers -------------------------------------------------------------------------------------------------
+
+
+INTERVAL = re.compile(r"([+-]?[\d.]+) % \(([+-]?[\d.]+) to ([+-]?[\d.]+)")  # a mean and its 95 % interval
+REPORTS = ("report", "study", "methods")
+
+
+def rows_with_intervals(page: Path) -> list[str]:
+    return [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|" and INTERVAL.search(line)]
+
+
+def test_every_interval_of_the_readmes_tables_is_one_of_that_arm_in_a_report() -> None:
+    reported = [row for name in REPORTS for row in rows_with_intervals(PROJECT / "reports" / f"{name}.md")]
+    shown = rows_with_intervals(PROJECT / "README.md")
+    assert shown
+    for row in shown:
+        arms = set(re.findall(r"`([\w-]+)`", row))
+        budget = re.search(r"\b\d+ TFLOP", row)
+        found = [
+            interval
+            for other in reported
+            if other.split("|")[1].split()[0] in arms and (budget is None or f" {budget[0]}" in other)
+            for interval in INTERVAL.findall(other)
+        ]
+        assert set(INTERVAL.findall(row)) <= set(found), row
+
+
 # --- the site ------------------------------------------------------------------------------------------------
 
 
