@@ -22,6 +22,7 @@ class Gain:
     arm: str
     comparison: str
     data: str
+    network: str
     num_parameters: int
     recipe: str
     train_flops: float  # of each of both
@@ -69,6 +70,7 @@ def measured_gains(root: Path, arms: Collection[str], baseline: str) -> list[Gai
             arm,
             comparison,
             first.data["name"],
+            str(first.params["model.name"]),
             int(first.params["num_parameters"]),
             str(first.params["recipe"]),
             float(first.params["train_flops"]),
@@ -106,7 +108,8 @@ def as_rows(gains: Sequence[Gain]) -> list[dict[str, str]]:
         {
             "measured: arm": gain.arm,
             "data": gain.data,
-            "parameters": si(gain.num_parameters, "").strip(),
+            "network": _network(gain),
+            "recipe": gain.recipe,
             "budget": si(gain.train_flops, "FLOPs"),
             "seeds": str(gain.seeds),
             "held-out loss": _change(gain.loss.change),
@@ -126,7 +129,7 @@ def in_words(gains: Sequence[Gain], train_flops: float) -> list[str]:
     for curve in curves(gains):
         budgets = " to ".join(si(flops, "FLOPs") for flops in sorted({curve[0].train_flops, curve[-1].train_flops}))
         found = expected_at(curve, train_flops)
-        where = f"{curve[0].arm} on {curve[0].data} with {si(curve[0].num_parameters, '').strip()} parameters"
+        where = f"{curve[0].arm} on {curve[0].data}, {_network(curve[0])} parameters, recipe {curve[0].recipe}"
         if found:
             said.append(f"{where}: expect {_change(found.change)} ({_interval(found.low, found.high)}).")
         else:
@@ -138,8 +141,14 @@ def in_words(gains: Sequence[Gain], train_flops: float) -> list[str]:
     ]
 
 
+def _network(gain: Gain) -> str:
+    return f"{gain.network} {si(gain.num_parameters, '').strip()}"
+
+
 def _compute(pair: Pair) -> str:
-    return percent(1 + pair.change) if pair.change < math.inf else "not by all seeds"
+    if pair.change < math.inf:
+        return percent(1 + pair.change)
+    return "not by all seeds" if pair.low < math.inf else "by no seed"
 
 
 def _change(change: float) -> str:
@@ -151,6 +160,6 @@ def _interval(low: float, high: float) -> str:
 
 
 def _share(low: float, high: float) -> str:
-    if math.isnan(low):
+    if not math.isfinite(low):
         return "none"
     return f"{100 * (1 + low):.3g} to {100 * (1 + high):.3g} %" if high < math.inf else f"from {100 * (1 + low):.3g} %"

@@ -15,7 +15,7 @@ from tests.tracking.test_records import MACHINE, RECORD
 
 def gain(train_flops: float, change: float, arm: str = "crops") -> Gain:
     loss = Pair("heldout_loss", 0.1, 0.1, change, change - 0.02, change + 0.02, is_ratio=True)
-    return Gain(arm, "default", "levels", 1000, "tuned", train_flops, 4, loss, loss)
+    return Gain(arm, "default", "levels", "uvit", 1000, "tuned", train_flops, 4, loss, loss)
 
 
 def record(root: Path, comparison: str, arm: str, seed: int, losses: tuple[float, float], budget: float) -> None:
@@ -24,7 +24,13 @@ def record(root: Path, comparison: str, arm: str, seed: int, losses: tuple[float
         {"heldout_loss": loss, "train_flops": share * budget, "images_seen": 1, "phase": 0, "step": 1}
         for share, loss in zip((0.5, 1.0), losses, strict=True)
     ]
-    params = own.params | {"seed": seed, "train_flops": budget, "num_parameters": 1000, "recipe": "tuned"}
+    params = own.params | {
+        "seed": seed,
+        "train_flops": budget,
+        "model.name": "uvit",
+        "num_parameters": 1000,
+        "recipe": "tuned",
+    }
     own = replace(
         own,
         stage="study",
@@ -66,8 +72,11 @@ def test_between_two_budgets_the_gain_is_linear_in_the_logarithm_and_outside_not
 def test_words_and_table_say_the_interval_and_what_is_not_known() -> None:
     gains = [gain(1e12, -0.2), gain(4e12, -0.1), gain(4e12, 0.01, arm="control")]
     said = in_words(gains, 2e12)
-    assert "crops on levels with 1 k parameters: expect -15.0 % (-17.0 to -13.0 %)." in said
-    assert "control on levels with 1 k parameters: measured at 4 TFLOPs alone, so nothing is known there." in said
+    assert "crops on levels, uvit 1 k parameters, recipe tuned: expect -15.0 % (-17.0 to -13.0 %)." in said
+    assert (
+        "control on levels, uvit 1 k parameters, recipe tuned: measured at 4 TFLOPs alone, so nothing is known there."
+        in said
+    )
     assert as_rows(gains)[0]["95 % interval"] == "-22.0 to -18.0 %"
     assert in_words([], 1e12) == []
 
@@ -76,3 +85,9 @@ def test_one_seed_has_no_interval() -> None:
     alone = gain(1e12, -0.2)
     alone = replace(alone, loss=replace(alone.loss, low=math.nan, high=math.nan))
     assert as_rows([alone])[0]["95 % interval"] == "one seed: none"
+
+
+def test_a_target_that_no_seed_reaches_is_said_so() -> None:
+    never = gain(1e12, 0.1)
+    row = as_rows([replace(never, compute=replace(never.compute, change=math.inf, low=math.inf, high=math.inf))])[0]
+    assert (row["compute to the baseline's"], row["its interval"]) == ("by no seed", "none")
