@@ -16,6 +16,7 @@ from maskdm.reporting.page import LOSS, Answer, answer, as_table, listed, rows_o
 from maskdm.runtime.units import si, si_prefix
 
 PAPER_FLOPS = 6e19  # of the paper's trainings on images of 256 pixels
+NUDGE = 1.05  # of the budget, from one arm to the next
 
 
 def trends(gained: pd.DataFrame, comparisons: Sequence[Analysed]) -> pd.DataFrame:
@@ -118,10 +119,13 @@ def draw(gained: pd.DataFrame, lines: pd.DataFrame) -> Figure:
     factor, prefix = si_prefix(float(gained["train_flops"].max()))
     hues = figures.arm_colors([str(number_of) for number_of in gained["series"].unique()], baseline="")
     slopes = {row["series"]: row for row in rows_of(lines)}
-    for number_of, own in gained.groupby("series"):
+    for place, (number_of, own) in enumerate(gained.groupby("series")):
+        beside = NUDGE ** (place - (len(hues) - 1) / 2)  # the intervals of several arms would lie on each other
         x, color = own["train_flops"] / factor, hues[str(number_of)]
         mean, low, high = (100 * (own[f"{LOSS}{end}"] - 1) for end in ("", "_low", "_high"))
-        axes.errorbar(x, mean, [mean - low, high - mean], fmt="o", color=color, capsize=3, label=own["arm"].iloc[-1])
+        axes.errorbar(
+            x * beside, mean, [mean - low, high - mean], fmt="o", color=color, capsize=3, label=own["arm"].iloc[-1]
+        )
         if line := slopes.get(number_of):
             axes.plot(x, line["intercept"] + line["slope"] * np.log10(own["train_flops"]), color=color, linewidth=1)
     axes.axhline(0, color="0.3", linewidth=1, linestyle=":")
