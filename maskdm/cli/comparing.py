@@ -34,7 +34,7 @@ def compare(first: ArmOrRun, second: ArmOrRun, as_json: AsJson = False) -> None:
 
     ```sh
     maskdm compare crops scratch
-    maskdm compare masks/crop4 masks/control16   # two arms of the study
+    maskdm compare masks/crop4 masks/patch75     # two arms of the study
     maskdm compare runs/train/crops/7 runs/train/scratch/7
     ```
     """
