@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from maskdm.config.objective import ObjectiveSettings, objective_name
 from maskdm.config.params import Sampling
 from maskdm.engine.weights import Weights
-from maskdm.evaluation.pipeline import MaskDMPipeline
 from maskdm.networks.network import Network
 from maskdm.networks.patches import patchify, unpatchify
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import new_folder, reason
+
+if TYPE_CHECKING:
+    from maskdm.evaluation.pipeline import MaskDMPipeline
 
 TOLERANCE = 1e-4  # of ONNX Runtime's answers against PyTorch's, relative to the largest
 TRIED = (1, 3)  # batch sizes
@@ -46,9 +49,12 @@ def export(weights: Weights, out: Path, onnx: bool) -> list[Path]:
 
 def write_pipeline(folder: Path, network: Network, objective: ObjectiveSettings, sampling: Sampling) -> None:
     """Write a pipeline of diffusers: configs, safetensors, and files that name its classes."""
+    from maskdm.evaluation.pipeline import MaskDMPipeline  # here: it takes a second to load, and most stages write none
+
     settings = objective.model_dump(mode="json"), sampling.model_dump(mode="json")
-    MaskDMPipeline(network, *settings).save_pretrained(folder)
-    _name_the_code(folder, network)
+    pipeline = MaskDMPipeline(network, *settings)
+    pipeline.save_pretrained(folder)
+    _name_the_code(folder, pipeline)
 
 
 class OnImages(nn.Module):
@@ -118,11 +124,11 @@ def _inputs(network: Network, count: int) -> dict[str, Tensor]:
     return found
 
 
-def _name_the_code(folder: Path, network: Network) -> None:
+def _name_the_code(folder: Path, pipeline: "MaskDMPipeline") -> None:
     """Let diffusers find the classes of the pipeline and of its network: in files of the folder, which import them."""
     index = folder / "model_index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
-    places = {"_class_name": ("pipeline", MaskDMPipeline), "network": ("network/classes", type(network))}
+    places = {"_class_name": ("pipeline", type(pipeline)), "network": ("network/classes", type(pipeline.network))}
     for key, (file, kind) in places.items():
         content[key] = [Path(file).name, kind.__name__]
         (folder / f"{file}.py").write_text(f"from {kind.__module__} import {kind.__name__}\n", encoding="utf-8")

@@ -17,7 +17,6 @@ from maskdm.config.objective import DDPM, EDM, VP, Flow, ObjectiveSettings
 from maskdm.config.params import Sampling
 from maskdm.config.reading import validated
 from maskdm.engine.export import write_pipeline
-from maskdm.evaluation.pipeline import MaskDMPipeline
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.files import reading
 from maskdm.runtime.seeding import generator
@@ -27,6 +26,8 @@ from maskdm.training.checkpoint import load_snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from maskdm.evaluation.pipeline import MaskDMPipeline
 
 FIRST = 0  # of the images of a seed: that which `maskdm sample --seed` draws first
 REMEDY = "download the model again"
@@ -67,6 +68,8 @@ def _recorded_objective(params: Mapping[str, Any]) -> ObjectiveSettings:
 
 def _load_pyfunc(path: str) -> "Sampler":
     """What `mlflow.pyfunc.load_model` calls, with the folder that `Model.write` has filled."""
+    from maskdm.evaluation.pipeline import MaskDMPipeline
+
     folder = Path(path)
     with reading(index := folder / "model_index.json", REMEDY):
         settings = json.loads(index.read_bytes())
@@ -77,7 +80,7 @@ def _load_pyfunc(path: str) -> "Sampler":
 class Sampler:
     """Draws an image for each row that it is given."""
 
-    def __init__(self, pipeline: MaskDMPipeline) -> None:
+    def __init__(self, pipeline: "MaskDMPipeline") -> None:
         self.pipeline = pipeline
 
     def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> np.ndarray:

@@ -8,9 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from maskdm.networks.network import Network
@@ -45,6 +43,8 @@ class UNet(Network):
         attention_levels: Sequence[int],
         num_classes: int | None = None,
     ) -> None:
+        from diffusers import UNet2DModel  # here: runs of other networks need not wait a second for it
+
         super().__init__()
         levels = range(len(block_out_channels))
         self.factor = 2 ** (len(levels) - 1)  # between the resolutions of the first level and the last
@@ -93,6 +93,8 @@ class UNet(Network):
 
     def matrices(self) -> list[Tensor]:
         """Those of the attention. The kernels of convolutions are no matrices."""
+        from diffusers.models.attention_processor import Attention
+
         attentions = [module for module in self.unet.modules() if isinstance(module, Attention)]
         return [m.weight for attention in attentions for m in attention.modules() if isinstance(m, nn.Linear)]
 
