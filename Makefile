@@ -17,7 +17,7 @@ test: $(READY)  ## Lint, types, tests
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) mypy
-	$(IN_VENV) pytest --numprocesses logical --dist loadfile
+	$(IN_VENV) pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## What takes minutes each: `make test` leaves it out
 	$(IN_VENV) pytest -m slow

@@ -1,6 +1,7 @@
 """Settings and data small enough for tests that run in seconds."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from maskdm.datasets.prepared import PreparedData
 from maskdm.networks.uvit import UViT
 from maskdm.training.objective import Objective, make_objective
 from tests.denoisers import OBJECTIVES, objective_settings
+from tests.servers import postgres
 
 torch.set_num_threads(1)  # networks this small get no faster with two, and much slower on a busy machine
 
@@ -159,3 +161,21 @@ def make_data() -> PreparedData:
     images = (levels + random.integers(0, 50, (256, 1, 8, 8))).astype(np.uint8)
     info = {"name": "levels", "sha256": "0" * 64, "train": 192, "heldout": 64, "shape": [1, 8, 8], "num_classes": 4}
     return PreparedData(images, levels[:, 0, 0, 0] // 50, info)
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test inherits a tracking store: MLflow writes into this variable, and would do so for all later tests."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of an empty database, of a server that this test starts and stops."""
+    with postgres() as server:
+        yield server.url
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole stages, which take longest: else one worker would still be at them when the others are done."""
+    items.sort(key=lambda item: "pipeline" not in item.path.parts)

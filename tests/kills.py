@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
         "nearest_k": 3,
     },
 }
-TARGET = "report"  # and all before it; a search draws other trials after a kill (tests/test_search.py)
+TARGET = "report"  # and all before it; a search draws other trials after a kill (tests/pipeline/test_search.py)
 USUAL, OFTEN = "\nCHECKPOINT_SECONDS = 30.0", "\nCHECKPOINT_SECONDS = 0.5"
 
 # What the output shows: DVC's line for a stage, and the progress bars, each with how far it is.

@@ -1,6 +1,6 @@
 """What the code may never do, whatever it is given: found in its source, not by trying.
 
-What hostile input does is tried in `tests/fuzz`; that servers listen on loopback in `tests/test_search.py` and
+What hostile input does is tried in `tests/fuzz`; that servers listen on loopback in `tests/pipeline/test_search.py` and
 `tests/test_compose.py`; that downloads are verified in `tests/datasets` and `tests/evaluation`.
 """
 

@@ -3,13 +3,18 @@
 python -m tests.workspace FOLDER PROFILE
 """
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ruamel.yaml import YAML
 
@@ -45,6 +50,50 @@ def write_params(folder: Path, **changes: Any) -> None:
     params["arms"] = {name: params["arms"][name] for name in ("scratch", "staged")}
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
+
+
+def make_data(folder: Path) -> None:
+    """What the stages `prepare` and `reference` leave there, made in this process, which has its libraries loaded."""
+    for module in ("prepare", "reference"):
+        with contextlib.chdir(folder):
+            importlib.import_module(f"pipeline.{module}").main([])
+
+
+def command(folder: Path, *arguments: str, expect: int = 0, **environment: str) -> str:
+    """Run a command in `folder`; returns what it printed."""
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env=ENVIRONMENT | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+def stage(folder: Path, name: str, *arguments: str, expect: int = 0, **environment: str) -> str:
+    return command(folder, sys.executable, "-m", f"pipeline.{name}", *arguments, expect=expect, **environment)
+
+
+def refusal(folder: Path, module: str, *arguments: str) -> str:
+    """What `python -m pipeline.MODULE` says in `folder` when it refuses its input with status 2.
+
+    It runs in this process: a process of its own would load libraries for ten seconds, to say one line.
+    """
+    main = importlib.import_module(f"pipeline.{module}").main
+    said, status, handler = io.StringIO(), None, signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.chdir(folder), contextlib.redirect_stderr(said), patch("sys.argv", [module, *arguments]):
+            main()
+    except SystemExit as end:
+        status = end.code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert status == 2, f"status {status}: {said.getvalue()}"
+    return said.getvalue()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ from maskdm.tracking.records import Folded, Record, Stage, read_records
 from tests.conftest import MODELS
 from tests.imports import PROJECT
 from tests.pipeline.test_study import DENSE, FIRST, MASKED
-from tests.pipeline.test_study import run as stage
-from tests.workspace import ENVIRONMENT, make_workspace, write_params
+from tests.workspace import ENVIRONMENT, make_workspace, stage, write_params
 
 DAY = date(2026, 1, 31)
 VERIFY = [sys.executable, "-c", "from maskdm.cli import main; main()", "verify", f"--day={DAY}"]

@@ -23,10 +23,8 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import stage_folder
 from maskdm.runtime.processes import ALONE
 from maskdm.tracking.records import read_record, read_records, read_step_times, record_path
-from pipeline import prepare, reference
-from tests.pipeline.test_pipeline import command
 from tests.servers import free_port
-from tests.workspace import ENVIRONMENT, make_workspace, write_params
+from tests.workspace import ENVIRONMENT, command, make_data, make_workspace, write_params
 
 BUDGET = {"train_flops": 6e9, "snapshots": [0.5, 1.0]}  # 240 and 120 steps: time to interrupt the second phase
 
@@ -49,10 +47,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_workspace(folder, "smoke")
     # AdamW: Muon rounds to bfloat16, which turns another order of sums into other weights after a few hundred steps
     write_params(folder, budget=BUDGET, recipe="paper", seeds=[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        prepare.main([])
-        reference.main([])
+    make_data(folder)
     return folder
 
 
@@ -156,6 +151,7 @@ def test_a_trial_whose_record_or_samples_are_gone_is_judged_again(
     assert kept.is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_time_their_steps_together(project: Path) -> None:
     said = launched(project, "step_time")
     assert said.count("step time:   0%") == 1

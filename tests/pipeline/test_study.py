@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from maskdm.config.study import load_study
 from maskdm.tracking.records import read_records, read_step_times
 from tests.conftest import MODELS, PARAMS
 from tests.imports import PROJECT
-from tests.workspace import ENVIRONMENT, make_workspace, write_params
+from tests.workspace import make_data, make_workspace, refusal, stage, write_params
 
 MASKED = {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}
 DENSE = {"batch_size": 8}
@@ -32,13 +30,6 @@ FIRST: dict[str, Any] = {
 }
 UNTOLD = [MASKED | {"positions": False}, DENSE]
 SECOND = FIRST | {"question": "And without positions?", "arms": {"base": [DENSE], "untold": UNTOLD}}
-
-
-def run(folder: Path, module: str, *arguments: str, expect: int = 0) -> str:
-    command = [sys.executable, "-m", f"pipeline.{module}", *arguments]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=300)
-    assert done.returncode == expect, done.stderr
-    return done.stderr
 
 
 def write_study(folder: Path, **parts: Any) -> None:
@@ -57,9 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_workspace(folder, "smoke")
     write_params(folder)
     write_study(folder, first=FIRST, second=SECOND | {"baseline": "base"})
-    for stage in ("prepare", "reference"):
-        run(folder, stage)
-    run(folder, "study", "first", "--workers", "2")
+    make_data(folder)
+    stage(folder, "study", "first", "--workers", "2")
     return folder
 
 
@@ -74,10 +64,10 @@ def test_every_arm_has_a_record_for_every_seed_at_equal_compute(project: Path) -
 def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) -> None:
     before = {path: path.read_bytes() for path in (project / "records" / "study").rglob("*.json*")}
     assert {path.name for path in before} == {"first.jsonl"}
-    run(project, "study", "first")
+    stage(project, "study", "first")
     assert {path: path.read_bytes() for path in (project / "records" / "study").rglob("*.json*")} == before
 
-    run(project, "study", "second", "--workers", "2")  # its `base` is the first part's `scratch`
+    stage(project, "study", "second", "--workers", "2")  # its `base` is the first part's `scratch`
     by_key = {record.key: record for record, _ in read_records(project, ("study",))}
     for seed in (1, 2):
         assert by_key[f"second/base-{seed}"].identity == by_key[f"first/scratch-{seed}"].identity
@@ -92,14 +82,14 @@ def test_a_part_may_have_another_network_recipe_and_sampler(project: Path, tmp_p
     sampling = {"sampler": "heun", "num_inference_steps": 4, "eta": 0.0, "batch_size": 16}
     own = {"recipe": "flow", "model": MODELS["dit"], "sampling": sampling, "seeds": [1]}
     write_study(folder, other=FIRST | own)
-    run(folder, "study", "other", "--workers", "2")
+    stage(folder, "study", "other", "--workers", "2")
     found = [record for record, _ in read_records(folder, ("study",)) if record.key.startswith("other/")]
     assert {record.arm for record in found} == {"scratch", "patches"}
     for record in found:
         assert (record.params["model.name"], record.params["objective"]) == ("dit", "flow")
         assert record.history[-1]["sampler"] == "heun"
     write_study(folder, other=FIRST | own | {"sampling": None})
-    error = run(folder, "study", "other", expect=2)
+    error = refusal(folder, "study", "other")
     assert re.search(r"sampling\.sampler=\w+ with objective=flow; allowed: euler, heun", error)
 
 
@@ -118,15 +108,15 @@ def test_a_part_may_have_another_data_set_and_its_phases_too(project: Path, tmp_
     arms = {"scratch": [DENSE | {"set": "few"}], "before": [MASKED | {"set": "rest"}, DENSE | {"set": "few"}]}
     part = FIRST | {"set": "nines", "seeds": [1], "arms": arms}
     write_blocks(folder, {"sets": {"nines": nines}, "parts": {}, "set_parts": {"transfer": part}})
-    error = run(folder, "prepare", "--set", "fw", expect=2)
+    error = stage(folder, "prepare", "--set", "fw", expect=2)
     assert error == "error: --set fw: allowed: nines\n"
-    for stage, module, place in (("set", "prepare", "prepared/own"), ("set_reference", "reference", "reference")):
-        error = run(folder, "study", "transfer", expect=2)
-        remedy = f"make it with `dvc repro study/dvc.yaml:{stage}@nines`"
+    for of_set, module, place in (("set", "prepare", "prepared/own"), ("set_reference", "reference", "reference")):
+        error = stage(folder, "study", "transfer", expect=2)
+        remedy = f"make it with `dvc repro study/dvc.yaml:{of_set}@nines`"
         assert error == f"error: data/sets/nines/{place}: no such folder; {remedy}\n"
-        run(folder, module, "--set", "nines")
+        stage(folder, module, "--set", "nines")
     assert json.loads((folder / "records" / "reference-nines.json").read_text())["reference_images"] == 100
-    run(folder, "study", "transfer")
+    stage(folder, "study", "transfer")
     found = {record.arm: record for record, _ in read_records(folder, ("study",)) if record.key.startswith("transfer/")}
     assert found["scratch"].data["train"] == 140  # 180 nines, of which 40 are held out
     assert {arm: record.history[-1]["reference"] for arm, record in found.items()} == {"scratch": 100, "before": 100}
@@ -136,9 +126,9 @@ def test_a_part_may_have_another_data_set_and_its_phases_too(project: Path, tmp_
 def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -> None:
     parts = load_study(project / "study" / "params.yaml").parts
     write_study(project, **{name: part.model_dump(mode="json") for name, part in parts.items()}, third=FIRST)
-    error = run(project, "report", "--study", expect=2)
+    error = stage(project, "report", "--study", expect=2)
     assert error == "error: records/study_step_time.json: no such file; the stage `step_time` writes it\n"
-    run(project, "step_time", "--study")
+    stage(project, "step_time", "--study")
     times = read_step_times(project / "records" / "study_step_time.json")
     phases = {arm: len(seconds) for arm, seconds in times.seconds.items()}
     assert phases == {
@@ -146,7 +136,7 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
         **{"third/scratch": 1, "third/patches": 2},
     }
     assert times.seconds["first/scratch"] == times.seconds["second/base"]  # the same step, timed once
-    run(project, "report", "--study")
+    stage(project, "report", "--study")
     text = (project / "reports" / "study.md").read_text()
     assert "## Does it pay?" in text
     assert re.search(r"- \*And without positions\?\* On digits at 4 GFLOPs .+ 2 seeds\)", text)
@@ -163,8 +153,8 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
 
 def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
     write_study(project, masks=FIRST)
-    run(project, "step_time", "--study")
-    run(project, "throughput")
+    stage(project, "step_time", "--study")
+    stage(project, "throughput")
     table = pd.read_csv(project / "reports" / "study" / "throughput.csv").set_index("arm")
     assert set(table.index) == {"scratch", "patches"}
     assert table["visible_tokens"].to_dict() == {"scratch": 16, "patches": 4}
@@ -197,7 +187,7 @@ def test_a_mistake_is_one_line(
     project: Path, arguments: list[str], changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     write_study(project, first=FIRST | changes)
-    error = run(project, "study", *arguments, expect=2)
+    error = refusal(project, "study", *arguments)
     assert error.startswith(f"error: {says}")
     assert error.count("\n") == 1
 

@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from maskdm.tracking.records import read_records
 from tests.conftest import MODELS
-from tests.pipeline.test_study import DENSE, MASKED, run
-from tests.workspace import ENVIRONMENT, make_workspace, write_params
+from tests.pipeline.test_study import DENSE, MASKED
+from tests.workspace import ENVIRONMENT, make_data, make_workspace, stage, write_params
 
 RATE = {"rate": {"first": 1.0, "low": 0.3, "high": 3.0, "log": True}}
 SCHEDULE = {"recipe.optimisation.decay": {"first": 0.3, "choices": [0.1, 0.3, 0.9]}}
@@ -37,9 +37,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tune")
     make_workspace(folder, "smoke")
     write_params(folder)
-    run(folder, "prepare")
+    make_data(folder)
     write_tunings(folder, trials=3)
-    run(folder, "tune", "both", "--workers", "2")
+    stage(folder, "tune", "both", "--workers", "2")
     return folder
 
 
@@ -64,19 +64,20 @@ def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
 
 def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")}
-    run(project, "tune", "both", "--workers", "1")
+    stage(project, "tune", "both", "--workers", "1")
     assert {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")} == before
     first = table(project)
     write_tunings(project, trials=4)
-    run(project, "tune", "both", "--workers", "2")
+    stage(project, "tune", "both", "--workers", "2")
     more = table(project)
     pd.testing.assert_frame_equal(more[more["trial"] < 3].reset_index(drop=True), first)
 
 
+@pytest.mark.slow
 def test_a_killed_tuning_ends_as_a_whole_one(project: Path, tmp_path: Path) -> None:
     make_workspace(tmp_path, "smoke")
     write_params(tmp_path)
-    run(tmp_path, "prepare")
+    make_data(tmp_path)
     write_tunings(tmp_path, trials=3)
     command = [sys.executable, "-m", "pipeline.tune", "both", "--workers", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
@@ -85,6 +86,6 @@ def test_a_killed_tuning_ends_as_a_whole_one(project: Path, tmp_path: Path) -> N
             process.send_signal(signal.SIGKILL)
         time.sleep(0.05)
     process.wait()
-    run(tmp_path, "tune", "both", "--workers", "2")
+    stage(tmp_path, "tune", "both", "--workers", "2")
     whole = table(project)
     pd.testing.assert_frame_equal(table(tmp_path), whole[whole["trial"] < 3].reset_index(drop=True))

@@ -160,8 +160,15 @@ class Judge:
 @pytest.mark.parametrize(
     ("kind", "mask"),
     [
-        *((EPSILON, None), (EPSILON, HALF), (V_PREDICTION, None), (V_PREDICTION, HALF)),
-        *(("squaredcos_cap_v2, sample", HALF), ("flow", HALF), ("edm", HALF)),
+        ("flow", HALF),
+        (EPSILON, None),
+        *(
+            pytest.param(kind, mask, marks=pytest.mark.slow)
+            for kind, mask in (
+                *((EPSILON, HALF), (V_PREDICTION, None), (V_PREDICTION, HALF)),
+                *(("squaredcos_cap_v2, sample", HALF), ("edm", HALF)),
+            )
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "masked" if value else "dense",
 )
