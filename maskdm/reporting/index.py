@@ -178,7 +178,7 @@ def view_of(
         "data": {
             "arms": web.arms(found),
             "curves": web.curves(found),
-            "budgets": web.budgets(gained) if shown else None,
+            "budgets": web.budgets(gained, found) if shown else None,
             "search": web.search(searched.trials, params.search.train_flops),
             "samples": web.samples(found, uris, real, shares),
         },

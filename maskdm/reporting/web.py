@@ -138,21 +138,24 @@ def _percent(ratio: float) -> float:
     return 100 * (ratio - 1)
 
 
-def budgets(gained: pd.DataFrame) -> Json:
-    """Change of the held-out loss, %, against the budget: a series an arm."""
+def budgets(gained: pd.DataFrame, found: Analysed) -> Json:
+    """Change of the held-out loss, %, against the budget: a series an arm, which looks as it does in the curves."""
     factor, prefix = si_prefix(float(gained["train_flops"].max()))
-    hues = figures.arm_colors([str(number) for number in gained["series"].unique()], baseline="")
+    params = found.params
+    others = [arm for arm in gained["arm"].unique() if arm not in found.colors]  # of the study alone
+    hues = figures.arm_colors([*found.colors, *others], params.baseline, params.controls) | dict(found.colors)
     series = [
         {
-            "name": own["arm"].iloc[-1],
-            "color": to_hex(hues[str(number)]),
+            "name": (arm := own["arm"].iloc[-1]),
+            "color": to_hex(hues[arm]),
+            "dashed": arm in params.controls,
             "x": [rounded(flops / factor) for flops in own["train_flops"]],
             **{
                 key: [rounded(_percent(value)) for value in own[f"{LOSS}{end}"]]
                 for key, end in (("mean", ""), ("low", "_low"), ("high", "_high"))
             },
         }
-        for number, own in gained.groupby("series")
+        for _, own in gained.groupby("series")
     ]
     return {"label": "training compute of an arm", "unit": f"{prefix}FLOPs", "series": series}
 

@@ -19,5 +19,5 @@ def four_digits(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text to three digits at most: 0.875 is `87.5 %`."""
-    return f"{100 * share:.3g} %"
+    """A share as text to three digits at most: 0.875 is `87.5 %`. What rounding leaves of nothing is `0 %`."""
+    return f"{round(100 * share, 3):.3g} %"

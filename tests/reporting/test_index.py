@@ -129,6 +129,14 @@ def test_every_section_is_there_and_every_number_has_its_source(html: str) -> No
     assert "extractor effnet_lite0 at 96 px" in text
 
 
+def test_an_arm_looks_the_same_over_the_budgets_as_in_the_curves(html: str) -> None:
+    data = Elements(html).data
+    arms = {arm["name"]: (arm["color"], arm["dashed"]) for arm in data["arms"]}
+    followed = {own["name"]: (own["color"], own["dashed"]) for own in data["budgets"]["series"]}
+    assert len(followed) > 1
+    assert followed.items() <= arms.items()
+
+
 def test_without_several_budgets_there_is_no_section_of_them(project: Path) -> None:
     elements = Elements(write_index().read_text())
     assert not elements.ids & {"budgets", "budgets-head", "chart-budgets"}

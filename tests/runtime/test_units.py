@@ -8,3 +8,10 @@ from maskdm.runtime import units
 )
 def test_numbers_have_an_si_prefix(value: float, text: str) -> None:
     assert units.si(value, "FLOPs") == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.875, "87.5 %"), (1.0216, "102 %"), (0.00012, "0.012 %"), (1.07e-32, "0 %"), (0.0, "0 %")]
+)
+def test_a_share_has_three_digits(share: float, text: str) -> None:
+    assert units.percent(share) == text

@@ -149,13 +149,13 @@ function budgets() {
   const { plot, across, up } = frame(byId("chart-budgets"), { x, y: { domain: [low - margin, high + margin], zero: true }, label: "Change of the held-out loss against the training compute" });
   series.forEach((own, index) => {
     const style = hue(own.color), nudge = 5 * (index - (series.length - 1) / 2), at = own.x.map(value => across(value) + nudge);
-    make(plot, "path", { class: "line", style, d: path(at.map((place, i) => [place, up(own.mean[i])])) });
+    make(plot, "path", { class: `line${own.dashed ? " dashed" : ""}`, style, d: path(at.map((place, i) => [place, up(own.mean[i])])) });
     at.forEach((place, i) => {
       if (own.low[i] !== null) make(plot, "line", { class: "line", style, x1: place, x2: place, y1: up(own.low[i]), y2: up(own.high[i]) });
       make(plot, "circle", { class: "dot", style, cx: place, cy: up(own.mean[i]), r: 4 });
     });
   });
-  legend("budgets-legend", series.map(own => [own.name, own.color]));
+  legend("budgets-legend", series.map(own => [own.name, own.color, own.dashed]));
 }
 
 function search() {
@@ -178,9 +178,9 @@ function search() {
 function legend(id, entries) {
   const list = byId(id);
   list.replaceChildren();
-  for (const [name, color] of entries) {
+  for (const [name, color, dashed] of entries) {
     const item = make(list, "li");
-    make(item, "span", { class: "key", style: hue(color) });
+    make(item, "span", { class: `key${dashed ? " dashed" : ""}`, style: hue(color) });
     item.append(name);
   }
 }
