@@ -1,6 +1,7 @@
 """Settings and data small enough for tests that run in seconds."""
 
 import copy
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -164,9 +165,11 @@ def make_data() -> PreparedData:
 
 
 @pytest.fixture(autouse=True)
-def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test inherits a tracking store: MLflow writes into this variable, and would do so for all later tests."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def _own_store() -> Iterator[None]:
+    """No test has the tracking store of another one: MLflow itself sets this variable, for all that comes later."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture
