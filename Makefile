@@ -1,8 +1,8 @@
 # The two commands of the README are `make repro` and `make test`; both set everything up themselves.
 PYTHON ?= python3
 VENV := .venv
-# Relative: make takes an absolute path with spaces for several.
-HERE := $(dir $(lastword $(MAKEFILE_LIST)))
+# The folder of this file. `dir` and `abspath` would take a path with spaces for several.
+HERE := $(strip $(patsubst %Makefile,%,$(MAKEFILE_LIST)))
 READY := $(VENV)/ready
 # Stages are `python -m pipeline.<stage>`: the environment's Python must come first.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
@@ -30,7 +30,7 @@ scm:  ## Tell DVC of a project without git, downloaded as an archive, that it ha
 
 unlock:  ## Remove those of DVC's own files that a kill or a full disk has torn: DVC stops at half of one
 	@test ! -e .dvc/tmp/rwlock || $(PYTHON) -m json.tool .dvc/tmp/rwlock /dev/null 2>/dev/null || rm .dvc/tmp/rwlock
-	@$(IN_VENV) $(PYTHON) $(HERE)pipeline/unlock.py dvc.lock study/dvc.lock
+	@$(IN_VENV) $(PYTHON) "$(HERE)pipeline/unlock.py" dvc.lock study/dvc.lock
 
 smoke: $(READY)  ## The same pipeline on scikit-learn's digits, in a copy of the project: build/smoke
 	$(IN_VENV) python -m tests.workspace build/smoke smoke

@@ -33,6 +33,8 @@ SIZES = {
 @pytest.mark.parametrize("path", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_passes_all_checks_of_its_data_sets_size(path: Path) -> None:
     params = load_params(path)
+    if params.data.name == "image_folder":
+        pytest.skip("of the user's own images: `maskdm init` has counted them")
     recipe = recipe_of(params, PROJECT)
     of_training, own = SIZES[params.data.name]
     raw = RawImages("made up", {}, of_training + own, read=lambda _: pytest.fail("no image is looked at"))

@@ -104,6 +104,17 @@ def test_what_says_which_stages_have_run_is_removed_if_it_is_torn_and_only_then(
         assert (tmp_path / "dvc.lock").exists() == kept
 
 
+def test_torn_files_are_removed_by_the_makefile_of_a_folder_with_spaces(tmp_path: Path) -> None:
+    home, copy = tmp_path / "my own suite", tmp_path / "a copy"
+    for folder in (home / "pipeline", copy):
+        folder.mkdir(parents=True)
+    shutil.copy(PROJECT / "Makefile", home)
+    shutil.copy(PROJECT / "pipeline" / "unlock.py", home / "pipeline")
+    (copy / "dvc.lock").write_text("")
+    subprocess.run(["make", "--silent", "-f", home / "Makefile", "unlock"], cwd=copy, check=True)
+    assert not (copy / "dvc.lock").exists()
+
+
 def test_dvc_repro_makes_report_records_and_runs(project: Path) -> None:
     report = (project / "reports" / "report.md").read_text()
     assert re.search(r"^\*\*.*`staged`.*\*\*$", report, re.M)
