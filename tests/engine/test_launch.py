@@ -70,6 +70,7 @@ def history(folder: Path, stage: str, arm: str) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_of_two_processes_goes_on_and_ends_like_that_of_one(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

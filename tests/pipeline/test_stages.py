@@ -100,6 +100,7 @@ def test_a_fine_tuning_does_not_begin_anew_where_the_state_is_missing(pretrained
     assert not (folder / "runs" / "finetune" / "staged").exists()
 
 
+@pytest.mark.slow
 def test_an_unreachable_tracking_server_does_not_stop_training(prepared: Path) -> None:
     server = "http://127.0.0.1:9"
     shutil.rmtree(prepared / "runs", ignore_errors=True)

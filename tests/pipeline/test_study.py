@@ -76,6 +76,7 @@ def test_parts_share_trials_and_a_finished_part_trains_nothing(project: Path) ->
         assert by_key[f"second/untold-{seed}"].history != by_key[f"first/patches-{seed}"].history
 
 
+@pytest.mark.slow
 def test_a_part_may_have_another_network_recipe_and_sampler(project: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(project, tmp_path / "project")
     shutil.copy(PROJECT / "profiles" / "recipes" / "flow.yaml", folder / "profiles" / "recipes")
@@ -151,6 +152,7 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
     assert (project / "reports" / "study" / "first_curves.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_throughput_of_every_mask_is_measured(project: Path) -> None:
     write_study(project, masks=FIRST)
     stage(project, "step_time", "--study")

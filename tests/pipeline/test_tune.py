@@ -62,6 +62,7 @@ def test_every_arm_has_as_many_trials_of_equal_compute(project: Path) -> None:
         assert (record.params["recipe"], record.params["model.embed_dim"]) == ("adamw", 16)
 
 
+@pytest.mark.slow
 def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (project / "records" / "tuning").rglob("*.json*")}
     stage(project, "tune", "both", "--workers", "1")

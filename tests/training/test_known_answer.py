@@ -161,11 +161,10 @@ class Judge:
     ("kind", "mask"),
     [
         ("flow", HALF),
-        (EPSILON, None),
         *(
             pytest.param(kind, mask, marks=pytest.mark.slow)
             for kind, mask in (
-                *((EPSILON, HALF), (V_PREDICTION, None), (V_PREDICTION, HALF)),
+                *((EPSILON, None), (EPSILON, HALF), (V_PREDICTION, None), (V_PREDICTION, HALF)),
                 *(("squaredcos_cap_v2, sample", HALF), ("edm", HALF)),
             )
         ),
