@@ -180,5 +180,8 @@ def database() -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with whole stages, which take longest: else one worker would still be at them when the others are done."""
+    """Begin with whole stages, which take longest: else one worker would still be at them when the others are done.
+
+    `make test` asks pytest-xdist to keep this order.
+    """
     items.sort(key=lambda item: "pipeline" not in item.path.parts)

@@ -52,8 +52,13 @@ def write_params(folder: Path, **changes: Any) -> None:
         YAML(typ="safe").dump(params, file)
 
 
-def make_data(folder: Path) -> None:
-    """What the stages `prepare` and `reference` leave there, made in this process, which has its libraries loaded."""
+def make_prepared(folder: Path, **changes: Any) -> None:
+    """A workspace of toy settings (`changes`: see `write_params`) with what `prepare` and `reference` leave.
+
+    These run in this process, which has its libraries loaded.
+    """
+    make_workspace(folder, "smoke")
+    write_params(folder, **changes)
     for module in ("prepare", "reference"):
         with contextlib.chdir(folder):
             importlib.import_module(f"pipeline.{module}").main([])

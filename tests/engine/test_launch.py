@@ -24,7 +24,7 @@ from maskdm.runtime.paths import stage_folder
 from maskdm.runtime.processes import ALONE
 from maskdm.tracking.records import read_record, read_records, read_step_times, record_path
 from tests.servers import free_port
-from tests.workspace import ENVIRONMENT, command, make_data, make_workspace, write_params
+from tests.workspace import ENVIRONMENT, command, make_prepared, write_params
 
 BUDGET = {"train_flops": 6e9, "snapshots": [0.5, 1.0]}  # 240 and 120 steps: time to interrupt the second phase
 
@@ -44,10 +44,8 @@ def _on_cores() -> Iterator[None]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with its data and its reference."""
     folder = tmp_path_factory.mktemp("project")
-    make_workspace(folder, "smoke")
     # AdamW: Muon rounds to bfloat16, which turns another order of sums into other weights after a few hundred steps
-    write_params(folder, budget=BUDGET, recipe="paper", seeds=[0])
-    make_data(folder)
+    make_prepared(folder, budget=BUDGET, recipe="paper", seeds=[0])
     return folder
 
 

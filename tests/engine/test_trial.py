@@ -1,8 +1,6 @@
 """One arm with one seed, trained and judged in one process."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from maskdm.training.checkpoint import load_snapshot
 from maskdm.training.loop import Row
 from tests.conftest import MODELS
 from tests.imports import PROJECT
-from tests.workspace import ENVIRONMENT, make_workspace, write_params
+from tests.workspace import make_prepared, write_params
 
 MASKED = (Phase(mask=PatchMask(strategy="patch", ratio=0.75), share=0.25, batch_size=16),)
 DENSE = Phase(batch_size=16)
@@ -36,10 +34,7 @@ DENSE = Phase(batch_size=16)
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace of toy settings with prepared data and reference."""
     folder = tmp_path_factory.mktemp("trial")
-    make_workspace(folder, "smoke")
-    write_params(folder, budget={"train_flops": 5e9, "snapshots": [0.5, 1.0]})
-    for stage in ("prepare", "reference"):
-        subprocess.run([sys.executable, "-m", f"pipeline.{stage}"], cwd=folder, env=ENVIRONMENT, check=True)
+    make_prepared(folder, budget={"train_flops": 5e9, "snapshots": [0.5, 1.0]})
     return folder
 
 

@@ -28,7 +28,9 @@ from tests.conftest import PARAMS
 from tests.imports import PROJECT
 from tests.kills import tracked
 from tests.servers import free_port
-from tests.workspace import ENVIRONMENT, make_data, make_workspace, refusal, stage, write_params
+from tests.workspace import ENVIRONMENT, make_prepared, make_workspace, refusal, stage, write_params
+
+MASKDM = [sys.executable, "-c", "from maskdm.cli import main; main()"]
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
@@ -38,9 +40,6 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen[Any]) -> Non
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-MASKDM = [sys.executable, "-c", "from maskdm.cli import main; main()"]
 
 
 def with_search(**changes: Any) -> dict[str, Any]:
@@ -54,9 +53,7 @@ def records_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    make_workspace(folder, "smoke")
-    write_params(folder)
-    make_data(folder)
+    make_prepared(folder)
     return folder
 
 
@@ -225,6 +222,13 @@ def test_the_studys_search_has_settings_and_results_of_its_own(searched: Path) -
     confirmed = pd.read_csv(searched / "reports" / "study" / "search" / "confirmation.csv")
     assert set(confirmed["seed"]) == {103}
     assert "2 trials of" in (searched / "reports" / "study" / "search" / "search.md").read_text()
+    assert records_of(searched) == before
+
+
+@pytest.mark.slow
+def test_a_search_that_is_done_does_nothing(searched: Path) -> None:
+    before = records_of(searched)
+    stage(searched, "search", "--workers", "1")
     assert records_of(searched) == before
 
 

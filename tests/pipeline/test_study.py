@@ -14,7 +14,7 @@ from maskdm.config.study import load_study
 from maskdm.tracking.records import read_records, read_step_times
 from tests.conftest import MODELS, PARAMS
 from tests.imports import PROJECT
-from tests.workspace import make_data, make_workspace, refusal, stage, write_params
+from tests.workspace import make_prepared, refusal, stage
 
 MASKED = {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}
 DENSE = {"batch_size": 8}
@@ -45,10 +45,8 @@ def write_blocks(folder: Path, blocks: dict[str, Any]) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which the first of two parts has been run."""
     folder = tmp_path_factory.mktemp("study")
-    make_workspace(folder, "smoke")
-    write_params(folder)
+    make_prepared(folder)
     write_study(folder, first=FIRST, second=SECOND | {"baseline": "base"})
-    make_data(folder)
     stage(folder, "study", "first", "--workers", "2")
     return folder
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from maskdm.tracking.records import read_records
 from tests.conftest import MODELS
 from tests.pipeline.test_study import DENSE, MASKED
-from tests.workspace import ENVIRONMENT, make_data, make_workspace, stage, write_params
+from tests.workspace import ENVIRONMENT, make_prepared, stage
 
 RATE = {"rate": {"first": 1.0, "low": 0.3, "high": 3.0, "log": True}}
 SCHEDULE = {"recipe.optimisation.decay": {"first": 0.3, "choices": [0.1, 0.3, 0.9]}}
@@ -35,9 +35,7 @@ def write_tunings(folder: Path, trials: int) -> None:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tune")
-    make_workspace(folder, "smoke")
-    write_params(folder)
-    make_data(folder)
+    make_prepared(folder)
     write_tunings(folder, trials=3)
     stage(folder, "tune", "both", "--workers", "2")
     return folder
@@ -76,9 +74,7 @@ def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_killed_tuning_ends_as_a_whole_one(project: Path, tmp_path: Path) -> None:
-    make_workspace(tmp_path, "smoke")
-    write_params(tmp_path)
-    make_data(tmp_path)
+    make_prepared(tmp_path)
     write_tunings(tmp_path, trials=3)
     command = [sys.executable, "-m", "pipeline.tune", "both", "--workers", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
