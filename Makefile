@@ -19,7 +19,7 @@ test: $(READY)  ## Lint, types, tests
 	$(IN_VENV) mypy
 	$(IN_VENV) pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## What takes minutes each: `make test` leaves it out
+test-slow: $(READY)  ## What takes long or repeats a property with whole stages: `make test` leaves it out
 	$(IN_VENV) pytest -m slow
 
 verify: $(READY)  ## Train one row of every published table again and write the pages again: what still holds here? Nightly
