@@ -1,4 +1,6 @@
-"""DVC stage `tuning@<name>` of the study: Optuna chooses settings of single arms, each with as many trials.
+"""DVC stages `tuning@<name>` and `set_tuning@<name>` of the study: Optuna chooses settings of single arms.
+
+Each arm has as many trials.
 
 python -m pipeline.tune NAME [--workers N]
 
@@ -8,8 +10,7 @@ A trial that is recorded is not trained again; one that was killed goes on.
 import argparse
 import signal
 
-from maskdm.config.reading import load_block
-from maskdm.config.tuning import Tunings
+from maskdm.config.study import load_study
 from maskdm.engine.tuning import run_tuning
 from maskdm.engine.workers import add_workers, count_workers
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
@@ -17,18 +18,18 @@ from maskdm.runtime.paths import STUDY
 
 
 def main() -> None:
-    """Tune all arms of one of `tunings` in `study/params.yaml`; write `reports/study/tuning_<name>.csv`."""
+    """Tune all arms of a tuning of `study/params.yaml`; write `reports/study/tuning_<name>.csv`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     add_workers(parser, "arms at a time")
     chosen = parser.parse_args()
     with exit_with_one_line():
         workers = count_workers(chosen)
-        tunings = load_block(Tunings, "tunings", STUDY).root
-        if chosen.name not in tunings:
-            raise MaskDMError(f"{chosen.name}: allowed: one of {', '.join(tunings)}")
+        study = load_study(STUDY)
+        if chosen.name not in study.all_tunings:
+            raise MaskDMError(f"{chosen.name}: allowed: one of {', '.join(study.all_tunings) or 'none'}")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
-        run_tuning(chosen.name, tunings[chosen.name], workers)
+        run_tuning(chosen.name, study, workers)
 
 
 if __name__ == "__main__":

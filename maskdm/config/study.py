@@ -1,15 +1,17 @@
-"""The schema of the parts of `study/params.yaml`: comparisons that ask one question each, and their data sets."""
+"""The schema of `study/params.yaml`: comparisons that ask one question each, tunings before them, their data sets."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdm.config.comparison import Comparison
+from maskdm.config.comparison import Arm, Comparison
 from maskdm.config.networks import Model
 from maskdm.config.params import Data, Evaluation, Params, Sampling
 from maskdm.config.reading import read_yaml, validated
 from maskdm.config.schema import Name, Positive, Schema
+from maskdm.config.tuning import Tuned
 from maskdm.runtime.paths import OWN
 
 Page = Literal["study", "methods", "methods-half"]  # of the reports
@@ -44,11 +46,18 @@ class Study(Schema):
     sets: dict[Name, DataSet] = Field(default_factory=dict)  # optional: by the folder of `data/sets/` that holds them
     parts: dict[Name, Part]  # on the data set of `params.yaml`
     set_parts: dict[Name, Part] = Field(default_factory=dict)  # optional: on others, which not everybody has
+    tunings: dict[Name, Tuned] = Field(default_factory=dict)  # optional: of arms, on the data set of `params.yaml`
+    set_tunings: dict[Name, Tuned] = Field(default_factory=dict)  # optional: the same on others
 
     @property
     def all_parts(self) -> dict[str, Part]:
         """The parts on any data set, by name."""
         return self.parts | self.set_parts
+
+    @property
+    def all_tunings(self) -> dict[str, Tuned]:
+        """The tunings on any data set, by name."""
+        return self.tunings | self.set_tunings
 
     @model_validator(mode="after")
     def _others_have_another_name(self) -> Self:
@@ -79,27 +88,38 @@ class Study(Schema):
     def _names_are_known(self) -> Self:
         if DEFAULT in self.all_parts:
             raise ValueError(f"parts.{DEFAULT}: that is the comparison of params.yaml; allowed: another name")
-        if twice := set(self.parts) & set(self.set_parts):
-            raise ValueError(f"set_parts.{min(twice)}: there is a part of that name; allowed: another name")
-        for name, part in self.parts.items():
-            if part.set is not None:
-                raise ValueError(f"parts.{name}.set={part.set}; allowed: none (a part with a set stands in set_parts)")
-        allowed = ", ".join(self.sets) or "a name in sets"
-        for name, part in self.set_parts.items():
-            if part.set not in self.sets:
-                raise ValueError(f"set_parts.{name}.set={part.set}; allowed: {allowed}")
+        self._check_sets("parts", self.parts, self.set_parts)
+        self._check_sets("tunings", self.tunings, self.set_tunings)
         for name, part in self.all_parts.items():
-            others = self.sets[part.set].others if part.set else {}
+            others = tuple(self.sets[part.set].others) if part.set else ()
             for arm, phases in part.arms.items():
-                for place, phase in enumerate(phases):
-                    if phase.set is not None and phase.set not in others:
-                        allowed = ", ".join(others) or "none, its data set has no others"
-                        raise ValueError(f"{name}.arms.{arm}.{place}.set={phase.set}; allowed: {allowed}")
+                _check_phases(f"{name}.arms.{arm}", phases, others)
+        for name, tuned in self.all_tunings.items():
+            for arm, tuning in tuned.arms.items():
+                _check_phases(f"{name}.arms.{arm}.arm", tuning.arm, ())
         return self
+
+    def _check_sets(self, key: str, plain: Mapping[str, Part | Tuned], on_sets: Mapping[str, Part | Tuned]) -> None:
+        if twice := set(plain) & set(on_sets):
+            raise ValueError(f"set_{key}.{min(twice)}: {key} has one of that name; allowed: another name")
+        for name, found in plain.items():
+            if found.set is not None:
+                raise ValueError(f"{key}.{name}.set={found.set}; allowed: none (what has a set stands in set_{key})")
+        allowed = ", ".join(self.sets) or "a name in sets"
+        for name, found in on_sets.items():
+            if found.set not in self.sets:
+                raise ValueError(f"set_{key}.{name}.set={found.set}; allowed: {allowed}")
+
+
+def _check_phases(where: str, phases: Arm, others: tuple[str, ...]) -> None:
+    for place, phase in enumerate(phases):
+        if phase.set is not None and phase.set not in others:
+            allowed = ", ".join(others) or "none, its data set has no others"
+            raise ValueError(f"{where}.{place}.set={phase.set}; allowed: {allowed}")
 
 
 def load_study(path: Path) -> Study:
-    """Read and check the parts and data sets of a `study/params.yaml`; its other keys are for others to read.
+    """Read and check the parts, tunings and data sets of a `study/params.yaml`; its other keys are for others to read.
 
     Raises:
         MaskDMError: the file is missing or is not YAML, or what it holds breaks the schema.

@@ -1,11 +1,11 @@
-"""The schema of `tunings` in `study/params.yaml`: settings of single arms that Optuna chooses, equally hard for all.
+"""The schema of a tuning of `study/params.yaml`: settings of single arms that Optuna chooses, equally hard for all.
 
 Every arm gets as many trials, from a space of its own. What comes out is copied into the parts that compare the arms.
 """
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, RootModel, model_validator
+from pydantic import Field, model_validator
 
 from maskdm.config.comparison import Arm, Seed
 from maskdm.config.networks import Model
@@ -84,11 +84,8 @@ class Tuned(Schema):
     trials: Positive
     recipe: Name | None = None  # optional: what the trials begin from, in place of that of `params.yaml`
     model: Model | None = None  # optional: the same of the network
+    set: Name | None = None  # optional, in `set_tunings`: another data set, one of `sets`
     arms: dict[Name, Tuning]
-
-
-class Tunings(RootModel[dict[Name, Tuned]]):
-    """All of them, by name."""
 
 
 def _scale_rates(arm: list[dict[str, Any]], factor: float, rate: float) -> None:

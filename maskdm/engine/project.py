@@ -60,18 +60,27 @@ class Project:
             MaskDMError: the settings or the data are not usable.
         """
         params, data_set = study.params(name, self.params), study.all_parts[name].set
-        seen = {phase.set for phases in params.arms.values() for phase in phases if phase.set is not None}
+        project = self.on_set(data_set, params)
+        reference = places_of(data_set).reference
+        if data_set is not None:
+            _require(reference, f"set_reference@{data_set}")
+        return replace(project, recipe=recipe_of(params, ROOT), reference=reference)
+
+    def on_set(self, data_set: str | None, params: Params) -> "Project":
+        """The project with other settings, whose images are those of a data set of the study, or its own for None.
+
+        Raises:
+            MaskDMError: the data are not there, or do not fit the settings.
+        """
         places = places_of(data_set)
         if data_set is not None:
             _require(places.prepared, f"set@{data_set}")
-            _require(places.reference, f"set_reference@{data_set}")
         data = self.data if data_set is None else PreparedData.open(places.prepared)
+        seen = {phase.set for phases in params.arms.values() for phase in phases if phase.set is not None}
         sets = {name: PreparedData.open(places.prepared.with_name(name)) for name in sorted(seen)}
         for found in (data, *sets.values()):
             _check_labels(params, found)
-        return replace(
-            self, params=params, recipe=recipe_of(params, ROOT), data=data, reference=places.reference, sets=sets
-        )
+        return replace(self, params=params, data=data, sets=sets)
 
     def training_data(self, plan: PhasePlan) -> PreparedData:
         """What a phase sees.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from maskdm.config.comparison import Budget
 from maskdm.config.reading import load_recipe
+from maskdm.config.study import Study
 from maskdm.config.tuning import Tuned
 from maskdm.engine.project import Project
 from maskdm.engine.trial import recorded, run_trial
@@ -33,11 +34,16 @@ THREADS = 1  # of a trial, whatever the number of workers: what is drawn next ha
 class Task:
     """One trial of one arm."""
 
+    study: Study
     name: str  # of the tuning
-    tuned: Tuned
     arm: str
     number: int
     chosen: dict[str, Any]
+
+    @property
+    def tuned(self) -> Tuned:
+        """Its settings."""
+        return self.study.all_tunings[self.name]
 
     @property
     def key(self) -> str:
@@ -53,20 +59,23 @@ class Task:
             "heldout": project.params.heldout.model_copy(update={"points": POINTS}),
         }
         own |= {key: found for key in ("recipe", "model") if (found := getattr(tuned, key))}
+        if tuned.set is not None:
+            own["data"] = self.study.sets[tuned.set].data
         params = project.params.model_copy(update=own)
         recipe = load_recipe(params.recipe, ROOT)  # not held against the sampler: nothing is sampled
         where = f"tunings.{self.name}.arms.{self.arm}"
         params, recipe = tuned.arms[self.arm].settings(self.arm, params, recipe, self.chosen, where)
-        return replace(project, params=params, recipe=recipe)
+        return replace(project.on_set(tuned.set, params), recipe=recipe)
 
 
-def run_tuning(name: str, tuned: Tuned, workers: int) -> None:
+def run_tuning(name: str, study: Study, workers: int) -> None:
     """Tune all arms, one trial of each after the other; write `reports/study/tuning_<name>.csv`."""
+    tuned = study.all_tunings[name]
     choosers = {arm: Chooser(tuning.space, tuned.seed) for arm, tuning in tuned.arms.items()}
     rows: list[dict[str, Any]] = []
     keys: set[str] = set()
     for number in range(tuned.trials):
-        tasks = [Task(name, tuned, arm, number, chooser.ask()) for arm, chooser in choosers.items()]
+        tasks = [Task(study, name, arm, number, chooser.ask()) for arm, chooser in choosers.items()]
         losses = dict(run_all(loss_of, tasks, workers, "trial", _bar(tuned, number), threads=THREADS))
         keys |= losses.keys()
         for task in tasks:

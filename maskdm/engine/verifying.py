@@ -4,7 +4,7 @@ A row of a comparison is trained with a new seed. A trial of a tuning or of a se
 to the same. What was trained on a day stays in `runs/verify/<day>/`: the same day's check goes on where it was stopped.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -12,9 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from maskdm.config.comparison import Phase
-from maskdm.config.reading import load_block
-from maskdm.config.study import DEFAULT, Part, load_study
-from maskdm.config.tuning import Tunings
+from maskdm.config.study import DEFAULT, Part, Study, load_study
+from maskdm.config.tuning import Tuned
 from maskdm.engine import searching, tuning
 from maskdm.engine.dry_run import measure_rate
 from maskdm.engine.judge import judging_flops
@@ -222,8 +221,7 @@ def opened(check: Check) -> Opened:
     record, machine = found
     trial = _tuned(record) if check.stage == "tuning" else _searched(record)
     judged = check.row.startswith("confirm/")
-    stage = f"study/dvc.yaml:tuning@{check.row.partition('/')[0]}" if check.stage == "tuning" else check.stage
-    require_today(record, machine, trial, judged, f"dvc repro {stage}")
+    require_today(record, machine, trial, judged, f"dvc repro {_dvc_stage(check)}")
     here = hardware(trial.device, trial.processes.count)
     is_same = machine is not None and all(machine.hardware.get(key) == here[key] for key in KIND)
     return Opened(trial, judged, (record,), is_same)
@@ -232,31 +230,37 @@ def opened(check: Check) -> Opened:
 def _published() -> Iterator[tuple[Stage, str]]:
     """Stage and row of every record of a table whose settings and data are here."""
     records = [record for record, _ in read_records(ROOT, STAGES)]
-    parts = load_study(STUDY).all_parts if any(record.stage == "study" for record in records) else {}
-    tunings = load_block(Tunings, "tunings", STUDY).root if any(r.stage == "tuning" for r in records) else {}
+    needs_study = any(record.stage in ("study", "tuning") for record in records)
+    study = load_study(STUDY) if needs_study else Study(parts={})
+    asked: dict[str, Mapping[str, Part | Tuned]] = {"study": study.all_parts, "tuning": study.all_tunings}
     for record in records:
         folder = record.key.partition("/")[0]
-        if record.stage == "default":
-            yield record.stage, f"{DEFAULT}/{record.arm}"
-        elif record.stage == "study":
-            if folder in parts and _is_prepared(parts[folder]):
-                yield record.stage, f"{folder}/{record.arm}"
-        elif record.stage != "tuning" or folder in tunings:
-            yield record.stage, record.key
+        own = asked.get(record.stage)
+        if own is not None and not (folder in own and _is_prepared(own[folder])):
+            continue
+        tables = {"default": f"{DEFAULT}/{record.arm}", "study": f"{folder}/{record.arm}"}
+        yield record.stage, tables.get(record.stage, record.key)
 
 
-def _is_prepared(part: Part) -> bool:
-    return places_of(part.set).prepared.is_dir()
+def _is_prepared(asked: Part | Tuned) -> bool:
+    return places_of(asked.set).prepared.is_dir()
+
+
+def _dvc_stage(check: Check) -> str:
+    if check.stage != "tuning":
+        return check.stage
+    name = check.row.partition("/")[0]
+    return f"study/dvc.yaml:{'tuning' if name in load_study(STUDY).tunings else 'set_tuning'}@{name}"
 
 
 def _tuned(record: Record) -> Project:
     """The trial of a tuning, from what was chosen for it."""
     name, _, place = record.key.partition("/")
-    tuned = load_block(Tunings, "tunings", STUDY).root[name]
-    if record.arm not in tuned.arms:
+    study = load_study(STUDY)
+    if record.arm not in study.all_tunings[name].arms:
         raise MaskDMError(f"records/tuning: {record.key}: tunings.{name} has no arm {record.arm}")
     chosen = _drawn(record, "tuning.")
-    return tuning.Task(name, tuned, record.arm, int(place.rpartition("-")[2]), chosen).project()
+    return tuning.Task(study, name, record.arm, int(place.rpartition("-")[2]), chosen).project()
 
 
 def _searched(record: Record) -> Project:

@@ -317,7 +317,7 @@ def test_a_part_of_the_study_has_the_settings_of_the_project_and_a_name_of_its_o
 ) -> None:
     keys = ("seeds", "budget", "heldout", "arms", "baseline", "controls")
     part = {key: settings[key] for key in keys} | {"seeds": [7], "question": "Why?", "paper": "it does."}
-    study = load_study(write(tmp_path, {"parts": {"shares": part}, "tunings": "of others"}))
+    study = load_study(write(tmp_path, {"parts": {"shares": part}, "search": "of others"}))
     assert study.params("shares", params) == params.model_copy(update={"seeds": (7,)})
     with pytest.raises(MaskDMError, match=r"parts\.default: that is the comparison of params\.yaml; allowed: another"):
         load_study(write(tmp_path, {"parts": {"default": part}}))
@@ -332,6 +332,9 @@ def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: d
         "parts": {"one": part},
         "set_parts": {"two": part | {"set": "small"}},
     }
+    space = {"rate": {"first": 1.0, "low": 0.5, "high": 2.0}}
+    tuned = {"seed": 1, "train_flops": 1e9, "trials": 2, "arms": {}}
+    few = {"arm": [{"batch_size": 8, "set": "big"}], "space": space}
     study = load_study(write(tmp_path, blocks))
     assert study.params("one", params) == params
     own = {"data": Data.model_validate(other), "evaluation": params.evaluation.model_copy(update={"reference": 90})}
@@ -345,7 +348,13 @@ def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: d
             r"one\.arms\.scratch\.0\.set=big; allowed: none",
         ),
         ({"sets": {"small": {"data": other, "others": {"own": other}}}}, r"sets\.small\.others\.own: that is its data"),
-        ({"set_parts": {"one": part | {"set": "small"}}}, r"set_parts\.one: there is a part of that name"),
+        ({"set_parts": {"one": part | {"set": "small"}}}, r"set_parts\.one: parts has one of that name"),
+        ({"tunings": {"rates": tuned | {"set": "small"}}}, r"tunings\.rates\.set=small; allowed: none"),
+        ({"set_tunings": {"rates": tuned}}, r"set_tunings\.rates\.set=None; allowed: small"),
+        (
+            {"set_tunings": {"rates": tuned | {"set": "small", "arms": {"few": few}}}},
+            r"rates\.arms\.few\.arm\.0\.set=big; allowed: none",
+        ),
     ):
         with pytest.raises(MaskDMError, match=says):
             load_study(write(tmp_path, blocks | changes))

@@ -13,7 +13,7 @@ from maskdm.config.params import Params
 from maskdm.config.reading import load_params, validated
 from maskdm.config.recipe import Recipe
 from maskdm.config.study import Study
-from maskdm.config.tuning import Tunings
+from maskdm.config.tuning import Tuned
 from maskdm.training.plan import arm_plans
 from tests.conftest import PARAMS, RECIPE
 from tests.fuzz.harness import amounts, answer_of, changed_bytes, changed_tree, fuzz, randoms
@@ -58,15 +58,17 @@ TREES: dict[str, tuple[Any, dict[str, Any]]] = {
             "sets": {"other": {"data": PARAMS["data"], "others": {"small": PARAMS["data"]}}},
             "parts": {"one": PART, "two": PART | {"model": PARAMS["model"], "recipe": "v"}},
             "set_parts": {"three": PART | {"set": "other"}},
+            "tunings": {"rates": TUNED},
+            "set_tunings": {"others": TUNED | {"set": "other"}},
         },
     ),
-    "tunings": (Tunings, {"rates": TUNED, "others": TUNED | {"recipe": "v", "model": PARAMS["model"]}}),
+    "tuning": (Tuned, TUNED | {"recipe": "v", "model": PARAMS["model"]}),
 }
 
 RECIPE_OF_TESTS = Recipe.model_validate(RECIPE)
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("params", 3), ("recipe", 1), ("study", 1), ("tunings", 1)])
+@pytest.mark.parametrize(("kind", "weight"), [("params", 3), ("recipe", 1), ("study", 1), ("tuning", 1)])
 @amounts(250, few=2)
 def test_values_of_settings(kind: str, weight: int, examples: int) -> None:
     schema, tree = TREES[kind]

@@ -10,12 +10,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from maskdm.tracking.records import read_records
-from tests.conftest import MODELS
-from tests.pipeline.test_study import DENSE, MASKED
-from tests.workspace import ENVIRONMENT, make_prepared, stage
+from tests.conftest import MODELS, PARAMS
+from tests.pipeline.test_study import DENSE, MASKED, write_blocks
+from tests.workspace import ENVIRONMENT, make_prepared, refusal, stage
 
 RATE = {"rate": {"first": 1.0, "low": 0.3, "high": 3.0, "log": True}}
 SCHEDULE = {"recipe.optimisation.decay": {"first": 0.3, "choices": [0.1, 0.3, 0.9]}}
@@ -28,8 +27,7 @@ ARMS: dict[str, Any] = {
 def write_tunings(folder: Path, trials: int) -> None:
     own = {"recipe": "adamw", "model": MODELS["uvit"] | {"embed_dim": 16}}
     tunings = {"seed": 9, "train_flops": 4e9, "trials": trials, "arms": ARMS} | own
-    with (folder / "study" / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump({"tunings": {"both": json.loads(json.dumps(tunings))}}, file)
+    write_blocks(folder, {"parts": {}, "tunings": {"both": json.loads(json.dumps(tunings))}})
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +68,20 @@ def test_to_tune_again_trains_nothing_and_more_trials_go_on(project: Path, tmp_p
     stage(project, "tune", "both", "--workers", "2")
     more = table(project)
     pd.testing.assert_frame_equal(more[more["trial"] < 3].reset_index(drop=True), first)
+
+
+@pytest.mark.slow
+def test_an_arm_may_be_tuned_on_another_data_set(tmp_path: Path) -> None:
+    make_prepared(tmp_path)
+    data = PARAMS["data"] | {"holdout": 40, "classes": ["9"]}
+    tuning = {"seed": 9, "train_flops": 4e9, "trials": 1, "set": "nines", "arms": {"scratch": ARMS["scratch"]}}
+    write_blocks(tmp_path, {"sets": {"nines": {"data": data}}, "parts": {}, "set_tunings": {"nines": tuning}})
+    error = refusal(tmp_path, "tune", "nines")
+    assert error.endswith("prepared/own: no such folder; make it with `dvc repro study/dvc.yaml:set@nines`\n")
+    stage(tmp_path, "prepare", "--set", "nines")
+    stage(tmp_path, "tune", "nines")
+    (record,) = [record for record, _ in read_records(tmp_path, ("tuning",))]
+    assert record.data["train"] == 140  # 180 nines, of which 40 are held out
 
 
 @pytest.mark.slow
