@@ -58,7 +58,7 @@ def verify(
     """
     enter_project()
     from maskdm.engine.dry_run import duration
-    from maskdm.engine.verifying import cost, due, job_of, of_tables, repeat_all, within
+    from maskdm.engine.verifying import cost, due, job_of, left_out, of_tables, repeat_all, within
     from maskdm.engine.workers import default_workers
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is done is saved
@@ -70,10 +70,13 @@ def verify(
         f"time, about {duration(costs.seconds)} here. Writing the pages again comes on top. What is done is not done "
         "again."
     )
+    if others := left_out():
+        said += f" Left out, as their images are not prepared here (`dvc repro study/dvc.yaml`): {', '.join(others)}."
     if plan:
         rows = [{"table": job.check.table, "row": job.check.row, "compute": si(job.flops, "FLOPs")} for job in jobs]
         if as_json:
-            print_json({"day": str(today), "rows": rows, "train_flops": costs.flops, "seconds": costs.seconds})
+            known = {"day": str(today), "rows": rows, "left_out": others}
+            print_json(known | {"train_flops": costs.flops, "seconds": costs.seconds})
             return
         print_table(rows)
         print(said)
@@ -89,7 +92,7 @@ def verify(
     found.sort(key=lambda row: [row["what"] == "written again", row["table"], row["row"]])
     failed = [row for row in found if not row["is_met"]]
     if as_json:
-        print_json({"day": str(today), "is_met": not failed, "rows": found})
+        print_json({"day": str(today), "is_met": not failed, "rows": found, "left_out": others})
     else:
         print_table([{name: value for name, value in row.items() if name != "is_met"} for row in found])
         rest = f"{len(failed)} do not: " + ", ".join(row["row"] for row in failed) if failed else "all hold"

@@ -118,6 +118,11 @@ def _check_phases(where: str, phases: Arm, others: tuple[str, ...]) -> None:
             raise ValueError(f"{where}.{place}.set={phase.set}; allowed: {allowed}")
 
 
+def training_command(comparison: str) -> str:
+    """What trains a comparison: the part of that name, on whichever data set it is."""
+    return "dvc repro" if comparison == DEFAULT else f"python -m pipeline.study {comparison}"
+
+
 def load_study(path: Path) -> Study:
     """Read and check the parts, tunings and data sets of a `study/params.yaml`; its other keys are for others to read.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from maskdm.config.study import DEFAULT, load_study
+from maskdm.config.study import DEFAULT, load_study, training_command
 from maskdm.engine.project import Project
 from maskdm.engine.single import train_alone
 from maskdm.engine.trial import trial_identity
@@ -67,7 +67,7 @@ def _recorded(project: Project, comparison: str, arm: str, seed: int) -> Record:
     """The record of a trial; it must be of today's settings and data. Another device is none of it."""
     stage: Stage = "default" if comparison == DEFAULT else "study"
     key = f"{arm}/{seed}" if comparison == DEFAULT else f"{comparison}/{arm}-{seed}"
-    command = f"dvc repro evaluate@{arm}" if comparison == DEFAULT else f"dvc repro study/dvc.yaml:part@{comparison}"
+    command = training_command(comparison)
     found = read_record(ROOT, stage, key)
     if found is None:
         raise MaskDMError(f"records/{stage}: no record of {key}; `{command}` makes it")

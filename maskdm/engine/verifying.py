@@ -221,36 +221,42 @@ def opened(check: Check) -> Opened:
     record, machine = found
     trial = _tuned(record) if check.stage == "tuning" else _searched(record)
     judged = check.row.startswith("confirm/")
-    require_today(record, machine, trial, judged, f"dvc repro {_dvc_stage(check)}")
+    name = check.row.partition("/")[0]
+    command = f"python -m pipeline.tune {name}" if check.stage == "tuning" else f"dvc repro {check.stage}"
+    require_today(record, machine, trial, judged, command)
     here = hardware(trial.device, trial.processes.count)
     is_same = machine is not None and all(machine.hardware.get(key) == here[key] for key in KIND)
     return Opened(trial, judged, (record,), is_same)
 
 
-def _published() -> Iterator[tuple[Stage, str]]:
+def left_out() -> list[str]:
+    """Tables of data sets that are not prepared here, so that no row of them is due."""
+    rows = ((stage, row.partition("/")[0]) for stage, row, data_set in _recorded() if not _is_prepared(data_set))
+    return sorted({folder if stage == "study" else f"{stage}/{folder}" for stage, folder in rows})
+
+
+def _published() -> list[tuple[Stage, str]]:
     """Stage and row of every record of a table whose settings and data are here."""
+    return [(stage, row) for stage, row, data_set in _recorded() if _is_prepared(data_set)]
+
+
+def _recorded() -> Iterator[tuple[Stage, str, str | None]]:
+    """Stage, row and data set of every record of a table whose settings are here."""
     records = [record for record, _ in read_records(ROOT, STAGES)]
     needs_study = any(record.stage in ("study", "tuning") for record in records)
     study = load_study(STUDY) if needs_study else Study(parts={})
     asked: dict[str, Mapping[str, Part | Tuned]] = {"study": study.all_parts, "tuning": study.all_tunings}
     for record in records:
         folder = record.key.partition("/")[0]
-        own = asked.get(record.stage)
-        if own is not None and not (folder in own and _is_prepared(own[folder])):
-            continue
-        tables = {"default": f"{DEFAULT}/{record.arm}", "study": f"{folder}/{record.arm}"}
-        yield record.stage, tables.get(record.stage, record.key)
+        if record.stage not in asked:
+            yield record.stage, f"{DEFAULT}/{record.arm}" if record.stage == "default" else record.key, None
+        elif folder in (own := asked[record.stage]):
+            row = f"{folder}/{record.arm}" if record.stage == "study" else record.key
+            yield record.stage, row, own[folder].set
 
 
-def _is_prepared(asked: Part | Tuned) -> bool:
-    return places_of(asked.set).prepared.is_dir()
-
-
-def _dvc_stage(check: Check) -> str:
-    if check.stage != "tuning":
-        return check.stage
-    name = check.row.partition("/")[0]
-    return f"study/dvc.yaml:{'tuning' if name in load_study(STUDY).tunings else 'set_tuning'}@{name}"
+def _is_prepared(data_set: str | None) -> bool:
+    return data_set is None or places_of(data_set).prepared.is_dir()
 
 
 def _tuned(record: Record) -> Project:

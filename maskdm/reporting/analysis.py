@@ -16,7 +16,7 @@ from scipy import stats
 
 from maskdm.config.comparison import Comparison, methods_in_words, removed_share
 from maskdm.config.params import Params
-from maskdm.config.study import DEFAULT
+from maskdm.config.study import DEFAULT, training_command
 from maskdm.runtime.errors import MaskDMError
 from maskdm.tracking.records import OF_SAMPLES, Machine, Record, StepTimes, distance_metric
 
@@ -161,8 +161,7 @@ def find_trial(name: str, arm: str, seed: int, records: Records) -> tuple[Record
     for record, machine in records:
         if record.arm == arm and record.params.get("seed") == seed and _belongs(record, name):
             return record, machine
-    stage = "dvc repro" if name == DEFAULT else f"dvc repro study/dvc.yaml:part@{name}"
-    raise MaskDMError(f"{_path(name, arm)}: {arm} with seed {seed} is missing; `{stage}` trains it")
+    raise MaskDMError(f"{_path(name, arm)}: {arm} with seed {seed} is missing; `{training_command(name)}` trains it")
 
 
 def _belongs(record: Record, name: str) -> bool:

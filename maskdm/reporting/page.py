@@ -278,6 +278,11 @@ def number(row: Row, measure: str, of: str = "", seeds: bool = False) -> str:
     return f"{text}{of} ({inside})" if inside else f"{text}{of}"
 
 
+def p_value(p: float) -> str:
+    """`p = 0.080`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def mean_and_interval(row: Row, measure: str, seeds: bool = False) -> tuple[str, str]:
     """The two parts of `number`: `69 %` and `66 to 72 %`; of a mean that is infinite how many seeds get there."""
     value, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))

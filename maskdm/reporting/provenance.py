@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskdm.config.study import DEFAULT
+from maskdm.config.study import DEFAULT, training_command
 from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import Records, find_trial, ordered_arms
 from maskdm.reporting.page import NOTHING
@@ -65,8 +65,8 @@ def sources(opened: Default, parts: Sequence[Analysed], study: Records, search: 
     for part in parts:
         trials = [(arm, seed) for arm in part.params.arms for seed in part.params.seeds]
         machines = [find_trial(part.name, arm, seed, study)[1] for arm, seed in trials]
-        path, command = f"records/study/{part.name}.jsonl", f"dvc repro study/dvc.yaml:part@{part.name}"
-        found.append(_source(f"Budgets: part `{part.name}`", path, part.params.seeds, machines, command))
+        path, title = f"records/study/{part.name}.jsonl", f"Budgets: part `{part.name}`"
+        found.append(_source(title, path, part.params.seeds, machines, training_command(part.name)))
     if search:
         seeds = sorted({int(record.params["seed"]) for record, _ in search})
         machines = [machine for _, machine in search]

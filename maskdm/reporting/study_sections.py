@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from maskdm.config.params import Params
+from maskdm.config.study import training_command
 from maskdm.reporting import search_page
 from maskdm.reporting.analysis import CONFIDENCE, FLOOR, rank_agreement
-from maskdm.reporting.page import NOTHING, Answer, answer, listed, table
+from maskdm.reporting.page import NOTHING, Answer, answer, listed, p_value, table
 from maskdm.runtime.units import percent, si
 
 MADE = """\
@@ -33,7 +34,7 @@ LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute"
 
 def missing(names: Sequence[str]) -> str:
     """What has not been run yet."""
-    commands = "\n".join(f"- `dvc repro study/dvc.yaml:part@{name}`" for name in names)
+    commands = "\n".join(f"- `{training_command(name)}`" for name in names)
     return f"## Not run yet\n\n{commands}" if names else ""
 
 
@@ -161,4 +162,4 @@ def _concordance(agreement: float, chance: float) -> str:
     """`W = 0.42 (p = 0.080)`."""
     if math.isnan(agreement):
         return NOTHING
-    return f"W = {agreement:.2f} ({'p < 0.001' if chance < 0.001 else f'p = {chance:.3f}'})"
+    return f"W = {agreement:.2f} ({p_value(chance)})"

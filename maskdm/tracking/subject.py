@@ -12,10 +12,10 @@ PATHS = {"data.root", "evaluation.weights"}  # parameters that differ between ma
 SOURCES = {
     "default": "dvc.yaml:evaluate@{folder}",  # with which `dvc repro` trains as well
     "train": "maskdm train {folder}",
-    "study": "study/dvc.yaml:part@{folder}",
+    "study": "python -m pipeline.study {folder}",
     "search": "dvc.yaml:search",
     "large_search": "study/dvc.yaml:large_search",
-    "tuning": "study/dvc.yaml:tuning@{folder}",
+    "tuning": "python -m pipeline.tune {folder}",
 }
 
 
@@ -34,7 +34,7 @@ class Subject:
 
     @property
     def source(self) -> str:
-        """The DVC stage that makes it, as `dvc repro` takes it."""
+        """What makes it: a DVC stage, as `dvc repro` takes it, or a command."""
         return SOURCES[self.record.stage].format(folder=self._folder)
 
     @property

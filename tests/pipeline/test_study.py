@@ -139,7 +139,7 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
     text = (project / "reports" / "study.md").read_text()
     assert "## Does it pay?" in text
     assert re.search(r"- \*And without positions\?\* On digits at 4 GFLOPs .+ 2 seeds\)", text)
-    assert "dvc repro study/dvc.yaml:part@third" in text
+    assert "python -m pipeline.study third" in text
     table = pd.read_csv(project / "reports" / "study" / "trials.csv")
     assert len(table) == 8
     table = table[table["comparison"] == "first"]

@@ -165,7 +165,7 @@ def test_a_missing_trial_is_named(params: Params) -> None:
     assert not analysis.is_complete("part", params, of_a_part[1:])
     for name in ("default", "other"):
         assert not analysis.is_complete(name, params, of_a_part)
-    says = r"^records/study/other\.jsonl: scratch with seed 1 is missing; `dvc repro study/dvc\.yaml:part@other`"
+    says = r"^records/study/other\.jsonl: scratch with seed 1 is missing; `python -m pipeline\.study other`"
     with pytest.raises(MaskDMError, match=says):
         analysis.find_trial("other", "scratch", 1, of_a_part)
 

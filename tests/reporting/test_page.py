@@ -421,7 +421,7 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     assert "The paper: it does." in text
     assert "more alike than chance (p < 0.05) in `first`, `second`, `half`; not in any other." in text
     assert text.count("- **intervals**: ") == 1
-    assert "## Not run yet\n\n- `dvc repro study/dvc.yaml:part@third`" in text
+    assert "## Not run yet\n\n- `python -m pipeline.study third`" in text
     names = {path.name for path in (run / "reports" / "study").iterdir()}
     # Curves of several snapshots alone.
     against = {"methods_against.png", "methods-half_against.png", "study_against.png"}

@@ -212,7 +212,7 @@ def test_other_params_have_another_hash_and_are_another_arm(project: Path) -> No
     ("stage", "key", "name", "parent", "source"),
     [
         ("default", "crops/2", "crops, seed 2", "crops", "dvc.yaml:evaluate@crops"),
-        ("study", "share/crops-2", "share: crops, seed 2", "share: crops", "study/dvc.yaml:part@share"),
+        ("study", "share/crops-2", "share: crops, seed 2", "share: crops", "python -m pipeline.study share"),
         ("search", "trials/0012", "search: trial 12", "search: best trial", "dvc.yaml:search"),
         ("search", "confirm/crops-seed2", "search: confirm crops, seed 2", "search: confirm crops", "dvc.yaml:search"),
         (
