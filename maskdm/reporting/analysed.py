@@ -25,11 +25,12 @@ class Analysed:
     curves: pd.DataFrame
     trials: pd.DataFrame
     arms: pd.DataFrame  # of `analysis.summary`
+    data_set: str | None = None  # its name in the study; None: that of `params.yaml`
 
     @property
     def dataset(self) -> str:
         """The name of the data set."""
-        return str(self.data["name"])
+        return self.data_set or str(self.data["name"])
 
     @property
     def colors(self) -> figures.Colors:
@@ -54,6 +55,7 @@ def analyse(
     times: StepTimes,
     reference: Mapping[str, Any] = {},
     shorter: Sequence[pd.DataFrame] = (),
+    data_set: str | None = None,
 ) -> Analysed:
     """Everything that the records say of one comparison.
 
@@ -65,4 +67,5 @@ def analyse(
     trials = analysis.trials(name, params, records, curves, shorter)
     record, _ = analysis.find_trial(name, params.baseline, params.seeds[0], records)
     metric = distance_metric(record.history[-1])
-    return Analysed(name, params, record.data, metric, measured_with, curves, trials, analysis.summary(trials))
+    arms = analysis.summary(trials)
+    return Analysed(name, params, record.data, metric, measured_with, curves, trials, arms, data_set)

@@ -112,22 +112,28 @@ def _points(row: dict[str, float], key: str, unit: str) -> str:
     return f"{row[key]:+.1f} {unit} ({row[f'{key}_low']:+.1f} to {row[f'{key}_high']:+.1f})"
 
 
-def draw(gained: pd.DataFrame, lines: pd.DataFrame) -> Figure:
-    """Each arm's change of the held-out loss against the budget, with its interval, and the line of `trends`."""
+def draw(gained: pd.DataFrame, lines: pd.DataFrame, comparisons: Sequence[Analysed]) -> Figure:
+    """Each arm's change of the held-out loss against the budget, with its interval, and the line of `trends`.
+
+    An arm looks as it does in the curves of its largest budget: a control has the colour of its arm, and is dashed.
+    """
+    by_name = {found.name: found for found in comparisons}
     figure = Figure(figsize=(figures.WIDTH * 0.6, 3.4), layout="constrained")
     axes = figure.subplots()
     factor, prefix = si_prefix(float(gained["train_flops"].max()))
-    hues = figures.arm_colors([str(number_of) for number_of in gained["series"].unique()], baseline="")
+    arms = gained["series"].nunique()
     slopes = {row["series"]: row for row in rows_of(lines)}
     for place, (number_of, own) in enumerate(gained.groupby("series")):
-        beside = NUDGE ** (place - (len(hues) - 1) / 2)  # the intervals of several arms would lie on each other
-        x, color = own["train_flops"] / factor, hues[str(number_of)]
+        beside = NUDGE ** (place - (arms - 1) / 2)  # the intervals of several arms would lie on each other
+        largest = by_name[own["comparison"].iloc[-1]]
+        name = own["trained_as"].iloc[-1]
+        x, color, style = own["train_flops"] / factor, largest.colors[name], figures.line_style(name, largest.params)
         mean, low, high = (100 * (own[f"{LOSS}{end}"] - 1) for end in ("", "_low", "_high"))
-        axes.errorbar(
-            x * beside, mean, [mean - low, high - mean], fmt="o", color=color, capsize=3, label=own["arm"].iloc[-1]
-        )
+        ends, inside = [mean - low, high - mean], color if style == "-" else "white"
+        axes.errorbar(x * beside, mean, ends, fmt="o", color=color, mfc=inside, capsize=3, label=own["arm"].iloc[-1])
         if line := slopes.get(number_of):
-            axes.plot(x, line["intercept"] + line["slope"] * np.log10(own["train_flops"]), color=color, linewidth=1)
+            fitted = line["intercept"] + line["slope"] * np.log10(own["train_flops"])
+            axes.plot(x, fitted, style, color=color, linewidth=1)
     axes.axhline(0, color="0.3", linewidth=1, linestyle=":")
     axes.set_xscale("log")
     axes.set_xticks(budgets := sorted(gained["train_flops"].unique() / factor), [f"{budget:g}" for budget in budgets])

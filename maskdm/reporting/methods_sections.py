@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+from scipy.stats import spearmanr
 
 from maskdm.config.params import Params
 from maskdm.reporting.analysis import Row
-from maskdm.reporting.page import LOSS, NOTHING, Answer, answer, listed, number, rows_of, table
+from maskdm.reporting.page import DISTANCE, LOSS, NOTHING, Answer, answer, listed, number, p_value, rows_of, table
 from maskdm.runtime.units import si
 
 # What each method's authors say it saves, and against what.
@@ -33,12 +34,19 @@ class Compared:
 
     params: Params
     arms: pd.DataFrame  # of `analysis.summary`
+    data_set: str | None = None  # of the study; None: that of `params.yaml`
 
     @property
     def label(self) -> str:
-        """What tells it from the other parts: `U-ViT, tuned, 4 TFLOPs`."""
+        """What tells it from the other parts: `U-ViT, tuned, 4 TFLOPs`, or `photographs, U-ViT, tuned, 4 TFLOPs`."""
         network, _, _ = self.params.model.in_words().partition(",")
-        return f"{network}, {self.params.recipe}, {si(self.params.budget.train_flops, 'FLOPs')}"
+        told = (self.data_set, network, self.params.recipe, si(self.params.budget.train_flops, "FLOPs"))
+        return ", ".join(filter(None, told))
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return self.data_set or self.params.data.name
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -99,6 +107,40 @@ def claims_answer(part: Compared) -> Answer:
         ),
     ]
     return answer("Which claims held at equal compute?", found, section)
+
+
+def data_sets_answers(parts: Sequence[Compared]) -> list[Answer]:
+    """Whether the methods come in the same order on the data set of `params.yaml` and on each other one."""
+    return [
+        _data_set_answer(own, other)
+        for other in parts
+        if other.data_set is not None
+        for own in parts
+        if own.data_set is None and other.label == f"{other.data_set}, {own.label}"
+    ]
+
+
+def _data_set_answer(own: Compared, other: Compared) -> Answer:
+    arms = [arm for arm in own.rows if arm in other.rows]
+    found = {
+        measure: spearmanr(*([part.rows[arm][measure] for arm in arms] for part in (own, other)))
+        for measure in (LOSS, DISTANCE)
+    }
+    loss, distance = (f"{value.statistic:+.2f} ({p_value(value.pvalue)})" for value in found.values())
+    section = [
+        f"Spearman's rank correlation of {len(arms)} arms by their mean over the seeds, each against its baseline at "
+        f"equal compute; p is how often unrelated orders agree at least as much. {own.label}.",
+        table(
+            {"arm": arms}
+            | {
+                f"{title}, {part.dataset}": [number(part.rows[arm], measure) for arm in arms]
+                for measure, title in ((LOSS, "loss"), (DISTANCE, "distance"))
+                for part in (own, other)
+            }
+        ),
+    ]
+    said = f"By held-out loss the orders have a rank correlation of {loss}, by distance of {distance}."
+    return answer(f"Are the same methods best on {other.data_set}?", said, section)
 
 
 def _everywhere(arm: str, parts: Sequence[Compared], holds: Callable[[Row], bool]) -> bool:

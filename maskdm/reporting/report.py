@@ -197,7 +197,7 @@ def analyse_study(default: Params, study: Study, names: Iterable[str]) -> list[A
             for key, each in found.items()
             if series and parts[key].series == series and params[key].budget.train_flops < budget
         ]
-        found[name] = analyse(name, params[name], records, times, shorter=shorter)
+        found[name] = analyse(name, params[name], records, times, shorter=shorter, data_set=parts[name].set)
     return [found[name] for name in complete]
 
 
@@ -258,7 +258,7 @@ def write_budgets(analysed: Sequence[Analysed]) -> list[page.Answer]:
         return []
     lines = law.trends(gained, analysed)
     with figures.style():
-        figures.save(law.draw(gained, lines), STUDY_REPORTS / BUDGETS)
+        figures.save(law.draw(gained, lines, analysed), STUDY_REPORTS / BUDGETS)
     return [law.law_answer(gained, lines, f"study/{BUDGETS}")]
 
 
@@ -266,8 +266,12 @@ def methods_answers(done: Sequence[Analysed]) -> list[page.Answer]:
     """What the methods' page says beside its parts: the first part is that of all methods."""
     if not done:
         return []
-    compared = [methods_sections.Compared(found.params, found.arms) for found in done]
-    return [methods_sections.networks_answer(compared), methods_sections.claims_answer(compared[0])]
+    compared = [methods_sections.Compared(found.params, found.arms, found.data_set) for found in done]
+    return [
+        methods_sections.networks_answer(compared),
+        *methods_sections.data_sets_answers(compared),
+        methods_sections.claims_answer(compared[0]),
+    ]
 
 
 def define(done: Sequence[Analysed], times: StepTimes) -> str:

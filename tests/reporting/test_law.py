@@ -61,7 +61,7 @@ def test_the_section_says_the_line_and_how_far_it_is_carried_on() -> None:
 def test_the_figure_has_every_arm_at_every_budget() -> None:
     gained = budgets.gains(COMPARISONS)
     with figures.style():
-        [axes] = law.draw(gained, law.trends(gained, COMPARISONS)).axes
+        [axes] = law.draw(gained, law.trends(gained, COMPARISONS), COMPARISONS).axes
     _, labels = axes.get_legend_handles_labels()
     assert labels == gained.groupby("series")["arm"].last().tolist()
     assert [text.get_text() for text in axes.get_xticklabels()] == ["4", "12", "36"]

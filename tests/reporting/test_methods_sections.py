@@ -8,7 +8,13 @@ import pytest
 
 from maskdm.config.method import names
 from maskdm.config.params import Params
-from maskdm.reporting.methods_sections import CLAIMS, Compared, claims_answer, networks_answer
+from maskdm.reporting.methods_sections import (
+    CLAIMS,
+    Compared,
+    claims_answer,
+    data_sets_answers,
+    networks_answer,
+)
 from tests.comparison import REDUCTION, analysed, make_records, settings
 
 
@@ -55,6 +61,23 @@ def test_claims_stand_beside_what_was_measured(vit: Compared) -> None:
     assert "2 of 3 arms train faster than scratch at equal compute: `patch90`, `block90`." in answer.in_short
     rows = [line for line in answer.section.splitlines() if "MaskDM: up to 4 times" in line]
     assert [line.split()[1] for line in rows] == ["patch90", "block90", "crop3"]
+
+
+def test_the_order_of_the_methods_on_two_data_sets_is_compared(vit: Compared) -> None:
+    alike = compared(patch90=0.92, block90=0.9, crop3=1.3)
+    turned = compared(patch90=0.99, block90=1.3, crop3=0.7)
+    for arms, says in ((alike.arms, "+1.00 (p < 0.001)"), (turned.arms, "-1.00 (p < 0.001)")):
+        (answer,) = data_sets_answers([vit, Compared(vit.params, arms, "photographs")])
+        assert "Are the same methods best on photographs?" in answer.in_short
+        assert f"rank correlation of {says}, by distance" in answer.in_short
+        assert f"loss, {vit.params.data.name}" in answer.section
+        assert "loss, photographs" in answer.section
+
+
+def test_only_parts_that_differ_in_their_data_set_alone_are_compared(vit: Compared, other: Compared) -> None:
+    assert data_sets_answers([vit, other]) == []
+    assert data_sets_answers([vit, Compared(other.params, other.arms, "photographs")]) == []
+    assert Compared(vit.params, vit.arms, "photographs").label == f"photographs, {vit.label}"
 
 
 def test_every_method_has_a_claim() -> None:
