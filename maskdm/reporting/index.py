@@ -146,6 +146,7 @@ def view_of(
 ) -> dict[str, Any]:
     """Everything that the template shows, in words, and under `data` what its script draws."""
     found, params, dataset = opened.found, opened.found.params, opened.images.info
+    arms = web.arms(found)
     gained = budgets.most_measured(budgets.gains([found, *parts]))
     shown = set(gained["comparison"]) if len(gained) else set()
     uris = pictures.grids({**grids, None: opened.images.heldout[:PANEL]})
@@ -159,7 +160,7 @@ def view_of(
         "baseline": params.baseline,
         "metric": found.metric,
         "controls": params.controls,
-        "arms": {arm["name"]: arm for arm in web.arms(found)},
+        "arms": {arm["name"]: arm for arm in arms},
         "results": page.result_columns(params, found.arms, found.metric),
         "changes": web.changes(found),
         "standing": page.standing(found.arms, params.baseline, found.metric),
@@ -176,7 +177,7 @@ def view_of(
         "identity": _identity(opened),
         "sources": provenance.sources(opened, [part for part in parts if part.name in shown], study, searched.records),
         "data": {
-            "arms": web.arms(found),
+            "arms": arms,
             "curves": web.curves(found),
             "budgets": web.budgets(gained, found) if shown else None,
             "search": web.search(searched.trials, params.search.train_flops),
