@@ -49,7 +49,7 @@ def compare(first: ArmOrRun, second: ArmOrRun, as_json: AsJson = False) -> None:
         spent = {"first": flops[0], "second": flops[1]}
         print_json({"seeds": seeds, "train_flops": spent, "measures": [asdict(pair) for pair in pairs]})
         return
-    print_table([_as_row(pair, first, second) for pair in pairs])
+    print_table([_as_row(pair, first, second, len(seeds)) for pair in pairs])
     equal = math.isclose(*flops, rel_tol=0.01)
     unequal = "" if equal else f"; not of equal compute: {' and '.join(si(spent, 'FLOPs') for spent in flops)}"
     print(f"{len(seeds)} seeds in common: {', '.join(map(str, seeds))}{unequal}")
@@ -100,16 +100,24 @@ def reproduce(
         raise typer.Exit(NOT_MET)
 
 
-def _as_row(pair: "Pair", first: str, second: str) -> dict[str, str]:
+def _as_row(pair: "Pair", first: str, second: str, seeds: int) -> dict[str, str]:
+    if math.isinf(pair.first):
+        said = f"reached with {pair.reached} of {seeds} seeds"
+        return {
+            "measure": pair.measure,
+            first: said,
+            second: four_digits(pair.second),
+            "change": "",
+            "95 % interval": "",
+        }
+
     def shown(change: float) -> str:
-        if not math.isfinite(change):
-            return "never" if change > 0 else ""
         return f"{100 * change:+.1f} %" if pair.is_ratio else f"{change:+.4g}"
 
     between = f"{shown(pair.low)} to {shown(pair.high)}" if not math.isnan(pair.low) else ""
     return {
         "measure": pair.measure,
-        first: four_digits(pair.first) if math.isfinite(pair.first) else "never",
+        first: four_digits(pair.first),
         second: four_digits(pair.second),
         "change": shown(pair.change),
         "95 % interval": between,

@@ -4,6 +4,7 @@ Every key is required unless it is documented as optional, no key is ignored, an
 says is what runs.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,6 +21,7 @@ DataName = Literal[
     "fashion_mnist", "digits", "image_folder", "cifar10", "celeba", "celebahq", "ffhq", "lsun_church", "vggface2",
     "lmdb", "webdataset", "parquet",
 ]  # fmt: skip
+OWN_KINDS = ("image_folder", "lmdb", "webdataset", "parquet")  # of images that nobody has published under a name
 
 
 class Data(Schema):
@@ -35,6 +37,11 @@ class Data(Schema):
     # file beside the image, such as `cls`. None: no classes, or the set's own.
     labels: str | None = None
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # optional: those alone, by name; None: all
+
+    @property
+    def title(self) -> str:
+        """What people call the images: the published set's name, or that of their own folder or archive."""
+        return Path(self.root).name.lstrip("$") if self.root and self.name in OWN_KINDS else self.name
 
     @model_validator(mode="after")
     def _power_of_two(self) -> Self:

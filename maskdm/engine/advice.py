@@ -18,11 +18,10 @@ from maskdm.config.recipe import Recipe
 from maskdm.datasets.prepared import PreparedData
 from maskdm.engine.arms import CROPS, growing_crops, masks_to_try
 from maskdm.engine.context import Context, Contexts, NoiseLevels
+from maskdm.engine.project import require_data_of
 from maskdm.engine.token_covariance import DIMS, TokenCovariance, window_side
 from maskdm.methods.coarse import Coarse
 from maskdm.methods.method import DroppingMethod, Trainee
-from maskdm.runtime.errors import MaskDMError
-from maskdm.runtime.files import expanded
 from maskdm.runtime.paths import PREPARED
 from maskdm.runtime.units import percent
 from maskdm.training.objective import make_objective
@@ -126,14 +125,7 @@ def open_data(params: Params, folder: Path = PREPARED) -> PreparedData:
         MaskDMError: no data is prepared, or with other settings.
     """
     data = PreparedData.open(folder)
-    wanted = [params.data.channels, params.data.image_size, params.data.image_size]
-    place = str(expanded(params.data.root, "data.root")) if params.data.root else ""
-    is_of_them = data.info["name"] == params.data.name and place in data.info["source"]
-    if data.info["shape"] != wanted or not is_of_them:
-        raise MaskDMError(
-            f"data/prepared holds {data.info['name']} of shape {data.info['shape']} ({data.info['source']}), the "
-            f"settings say {params.data.name} of shape {wanted} {place}; run `dvc repro prepare` first"
-        )
+    require_data_of(params, data)
     return data
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, recipe_of
 from maskdm.datasets.prepared import PreparedData
+from maskdm.engine.project import require_data_of
 from maskdm.evaluation.extractors import load_extractor
 from maskdm.evaluation.metrics import ReferenceKey, load_reference
 from maskdm.runtime.errors import MaskDMError
@@ -139,14 +140,14 @@ def check_data() -> Iterator[Finding]:
     if not PREPARED.is_dir():
         yield Finding("data", "hint", f"{PREPARED}: not prepared yet", "dvc repro prepare")
         return
-    info = PreparedData.open(PREPARED).info
-    expected = [params.data.channels, params.data.image_size, params.data.image_size]
-    if (info["name"], info["shape"]) != (params.data.name, expected):
-        shapes = ["x".join(map(str, shape)) for shape in (info["shape"], expected)]
-        found = f"{PREPARED} holds {info['name']} {shapes[0]}, params.yaml asks for {params.data.name} {shapes[1]}"
-        yield Finding("data", "hint", found, "dvc repro prepare")
-    else:
-        yield Finding("data", "ok", f"{info['name']}: {info['train']} training and {info['heldout']} held-out images")
+    data = PreparedData.open(PREPARED)
+    try:
+        require_data_of(params, data)
+    except MaskDMError as error:
+        yield Finding("data", "hint", str(error), "dvc repro prepare")
+        return
+    sizes = f"{data.info['train']} training and {data.info['heldout']} held-out images"
+    yield Finding("data", "ok", f"{params.data.title}: {sizes}")
 
 
 def check_reference() -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from maskdm.networks.network import Network
 from maskdm.numerics import NUMERICS
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.files import expanded
 from maskdm.runtime.locks import locked
 from maskdm.runtime.paths import PREPARED, REFERENCE, ROOT, places_of
 from maskdm.runtime.processes import Processes
@@ -108,7 +109,8 @@ class Project:
 
     def record(self, stage: Stage, key: str, trial_identity: str, params: dict[str, Any]) -> Record:
         """The record of a trial before anything is measured."""
-        data = {key: self.data.info[key] for key in ("name", "sha256", "train", "heldout", "shape")}
+        data = {"name": self.params.data.title}
+        data |= {key: self.data.info[key] for key in ("sha256", "train", "heldout", "shape")}
         arm = self.params.arm
         return Record(stage, key, arm, trial_identity, {"arm": arm, **params}, data, summary={}, history=[])
 
@@ -125,6 +127,22 @@ class Project:
             images_per_second=images / total_seconds if total_seconds else None,
             peak_memory_bytes=memory,
             seconds=seconds,
+        )
+
+
+def require_data_of(params: Params, data: PreparedData) -> None:
+    """Refuse prepared images that are not those of the settings.
+
+    Raises:
+        MaskDMError: they are of another set, folder or shape.
+    """
+    wanted = [params.data.channels, params.data.image_size, params.data.image_size]
+    place = str(expanded(params.data.root, "data.root")) if params.data.root else ""
+    is_of_them = data.info["name"] == params.data.name and place in data.info["source"]
+    if data.info["shape"] != wanted or not is_of_them:
+        raise MaskDMError(
+            f"data/prepared holds {data.info['name']} of shape {data.info['shape']} ({data.info['source']}), the "
+            f"settings say {params.data.name} of shape {wanted} {place}; run `dvc repro prepare` first"
         )
 
 

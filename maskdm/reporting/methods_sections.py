@@ -46,7 +46,7 @@ class Compared:
     @property
     def dataset(self) -> str:
         """The name of the data set."""
-        return self.data_set or self.params.data.name
+        return self.data_set or self.params.data.title
 
     @property
     def rows(self) -> dict[str, Row]:

@@ -26,6 +26,7 @@ class Pair:
     low: float  # of the 95 % interval of the change; NaN with one seed
     high: float
     is_ratio: bool
+    reached: int | None = None  # seeds that reach the other's loss; where it is not all, the means are infinite
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def compare_runs(first: BySeed, second: BySeed) -> tuple[list[int], list[Pair]]:
     costs = [_to_target(own, other) for own, other in pairs]
     low, high = interval(costs)
     share = sum(costs) / len(costs)
-    return seeds, [*found, Pair("compute_to_target", share, 1.0, share - 1, low - 1, high - 1, is_ratio=True)]
+    reached = sum(map(math.isfinite, costs))
+    cost = Pair("compute_to_target", share, 1.0, share - 1, low - 1, high - 1, is_ratio=True, reached=reached)
+    return seeds, [*found, cost]
 
 
 def expect(published: Sequence[Record], new: Record) -> list[Expectation]:

@@ -4,6 +4,7 @@ Only runs whose weights are kept have one. The hundreds of trials of a study or 
 """
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,7 +129,7 @@ def _register(client: "MlflowClient", model: "LoggedModel", subject: Subject) ->
     from mlflow.exceptions import MlflowException
 
     data, arm, alias = subject.record.data["name"], subject.record.arm, f"seed{subject.record.params['seed']}"
-    name = f"{data}-{arm}"
+    name = re.sub("[/:]", "-", f"{data}-{arm}")  # MLflow allows neither in a model's name
     arm_in_words = f"Arm `{arm}` on {data}: a version a training. The newest of each seed has the alias `seed<n>`."
     use = f'`mlflow.pyfunc.load_model("models:/{name}@{alias}").predict(pandas.DataFrame({{"seed": [0, 1]}}))`'
     try:

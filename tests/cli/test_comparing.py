@@ -43,6 +43,7 @@ def test_a_comparison_with_the_baseline_says_what_the_published_table_says(
             expected = published[f"{column}{end}"] - 1
             value = found[measure][key]
             assert value is None if np.isinf(expected) else value == pytest.approx(expected, abs=1e-6)
+    assert found["compute_to_target"]["reached"] == published["seeds_at_target"]
 
 
 def test_runs_without_a_common_seed_or_of_other_data_are_no_pairs() -> None:

@@ -323,6 +323,17 @@ def test_a_part_of_the_study_has_the_settings_of_the_project_and_a_name_of_its_o
         load_study(write(tmp_path, {"parts": {"default": part}}))
 
 
+def test_own_images_have_the_name_of_their_folder(settings: dict[str, Any]) -> None:
+    for name, root, title in (
+        ("image_folder", "~/my photos", "my photos"),
+        ("webdataset", "shards/cats.tar", "cats.tar"),
+        ("image_folder", "$IMAGES", "IMAGES"),
+        ("image_folder", None, "image_folder"),
+        ("celeba", "/somewhere/celeba", "celeba"),
+    ):
+        assert Data.model_validate(settings["data"] | {"name": name, "root": root}).title == title
+
+
 def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: dict[str, Any], params: Params) -> None:
     keys = ("seeds", "budget", "heldout", "arms", "baseline", "controls")
     part = {key: settings[key] for key in keys} | {"question": "Why?", "paper": "it does."}
