@@ -43,7 +43,9 @@ BLOCK = re.compile(
 CHECKED = {"python", "sh", "yaml"}
 OTHERS = {"math", "text", "console"}  # the site's build reads equations; the others are no code
 PARSED = {"docs/cli.md": "made from the help texts, which have no place for a mark"}
-QUICK = {"maskdm profile", "maskdm sync", "make unlock"}  # nothing else is run: it might train for hours
+QUICK = {  # nothing else is run: it might train for hours
+    *("maskdm export", "maskdm interpolate", "maskdm profile", "maskdm sample", "maskdm sync", "make unlock"),
+}
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,17 @@ def test_every_block_of_code_is_of_a_language_that_is_checked() -> None:
 
 @pytest.fixture(scope="module")
 def toy_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the profile `smoke`, where nothing has been run."""
+    """A copy of the project with the profile `smoke`, where nothing has been run but for the weights of one trial."""
     folder = tmp_path_factory.mktemp("docs") / "project"
     make_workspace(folder, "smoke")
     shutil.copy2(PROJECT / "Makefile", folder)
+    save_weights(folder)
     return folder
+
+
+def save_weights(project: Path) -> None:
+    network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
+    save_snapshot(project / "runs/finetune/crops/1/weights", network, load_recipe("tuned").objective)
 
 
 @named([block for block in SHELL if block.reason is None])
@@ -148,8 +156,7 @@ def test_a_wrong_command_is_found(wrong: str) -> None:
 )
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "profiles").symlink_to(PROJECT / "profiles")
-    network = UViT(image_size=(8, 8), patch_size=2, in_channels=1, embed_dim=16, depth=3, num_heads=2)
-    save_snapshot(tmp_path / "runs/finetune/crops/1/weights", network, load_recipe("tuned").objective)
+    save_weights(tmp_path)
     monkeypatch.chdir(tmp_path)
     if "sqlite:///mlflow.db" in page.read_text(encoding="utf-8"):
         log_a_model(tmp_path, monkeypatch)
@@ -218,13 +225,23 @@ INTERVAL = re.compile(r"([+-]?[\d.]+) % \(([+-]?[\d.]+) to ([+-]?[\d.]+)")  # a 
 REPORTS = ("report", "study", "methods")
 
 
-def rows_with_intervals(page: Path) -> list[str]:
-    return [line for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|" and INTERVAL.search(line)]
+def rows_with_intervals(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line[:1] == "|" and INTERVAL.search(line)]
 
 
-def test_every_interval_of_the_readmes_tables_is_one_of_that_arm_in_a_report() -> None:
-    reported = [row for name in REPORTS for row in rows_with_intervals(PROJECT / "reports" / f"{name}.md")]
-    shown = rows_with_intervals(PROJECT / "README.md")
+def reported_rows() -> list[str]:
+    """The rows of the reports' tables, each with the compute of its section behind it."""
+    found = []
+    for name in REPORTS:
+        for section in (PROJECT / "reports" / f"{name}.md").read_text(encoding="utf-8").split("\n## "):
+            spent = re.search(r"^\d+ TFLOPs(?= an arm)", section, re.M)
+            found += [f"{row} {spent[0] if spent else ''}" for row in rows_with_intervals(section)]
+    return found
+
+
+@pytest.mark.parametrize("page", [PROJECT / "README.md", DOCS / "results.md"], ids=lambda page: page.stem)
+def test_every_interval_of_the_tables_of_results_is_one_of_that_arm_in_a_report(page: Path) -> None:
+    reported, shown = reported_rows(), rows_with_intervals(page.read_text(encoding="utf-8"))
     assert shown
     for row in shown:
         arms = set(re.findall(r"`([\w-]+)`", row))
