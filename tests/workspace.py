@@ -64,8 +64,8 @@ def make_prepared(folder: Path, **changes: Any) -> None:
             importlib.import_module(f"pipeline.{module}").main([])
 
 
-def command(folder: Path, *arguments: str, expect: int = 0, **environment: str) -> str:
-    """Run a command in `folder`; returns what it printed."""
+def command(folder: Path, *arguments: str, expect: int = 0, timeout: float = 600, **environment: str) -> str:
+    """Run a command in `folder`, for so many seconds at most; returns what it printed."""
     done = subprocess.run(
         arguments,
         cwd=folder,
@@ -73,14 +73,14 @@ def command(folder: Path, *arguments: str, expect: int = 0, **environment: str) 
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=600,
+        timeout=timeout,
     )
     assert done.returncode == expect, done.stdout
     return done.stdout
 
 
-def stage(folder: Path, name: str, *arguments: str, expect: int = 0, **environment: str) -> str:
-    return command(folder, sys.executable, "-m", f"pipeline.{name}", *arguments, expect=expect, **environment)
+def stage(folder: Path, name: str, *arguments: str, expect: int = 0) -> str:
+    return command(folder, sys.executable, "-m", f"pipeline.{name}", *arguments, expect=expect)
 
 
 def refusal(folder: Path, module: str, *arguments: str) -> str:
