@@ -79,8 +79,9 @@ def command(folder: Path, *arguments: str, expect: int = 0, timeout: float = 600
     return done.stdout
 
 
-def stage(folder: Path, name: str, *arguments: str, expect: int = 0) -> str:
-    return command(folder, sys.executable, "-m", f"pipeline.{name}", *arguments, expect=expect)
+def stage(folder: Path, name: str, *arguments: str, expect: int = 0, timeout: float = 600, **environment: str) -> str:
+    words = (sys.executable, "-m", f"pipeline.{name}", *arguments)
+    return command(folder, *words, expect=expect, timeout=timeout, **environment)
 
 
 def refusal(folder: Path, module: str, *arguments: str) -> str:
