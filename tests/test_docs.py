@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
@@ -253,6 +254,16 @@ def test_every_interval_of_the_tables_of_results_is_one_of_that_arm_in_a_report(
             for interval in INTERVAL.findall(other)
         ]
         assert set(INTERVAL.findall(row)) <= set(found), row
+
+
+def test_what_the_page_on_advice_says_of_the_study_was_measured() -> None:
+    [measured] = pd.read_csv(PROJECT / "reports" / "study" / "advice.csv").to_dict("records")
+    text = (DOCS / "advise.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| .* \| (\+0\.\d\d) \|$", text, re.M)
+    assert cells == [f"{measured[key]:+.2f}" for key in ("by_saving", "by_context", "of_halves")]
+    assert f"a rank correlation of {cells[0]} over {measured['masks']} masks" in text
+    assert f"Of {measured['pairs']} pairs" in text
+    assert f"ends lower in {100 * measured['at_equal_ratio']:.0f} %" in text
 
 
 # --- the site ------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def advise(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how much context each mask and coarse view leaves on the prepared images, and what it costs, in seconds.
+    """Say how much context each mask and coarse view leaves on the prepared images, and what it costs.
 
     A bound for linear denoisers, computed from the images alone: docs/advise.md says how far to trust it. Below it
     stands what the recorded comparisons gained at which budgets. Nothing is trained.

@@ -10,7 +10,7 @@ from maskdm.config.params import Params
 from maskdm.config.study import training_command
 from maskdm.reporting import search_page
 from maskdm.reporting.analysis import CONFIDENCE, FLOOR, rank_agreement
-from maskdm.reporting.page import NOTHING, Answer, answer, listed, p_value, table
+from maskdm.reporting.page import NOTHING, Answer, answer, listed, p_value, rows_of, table
 from maskdm.runtime.units import percent, si
 
 MADE = """\
@@ -146,9 +146,35 @@ def search_answer(confirmed: pd.DataFrame) -> Answer:
     return answer("What does a search find?", search_page.verdict(confirmed), section)
 
 
+def advice_answer(measured: pd.DataFrame) -> Answer:
+    """How `maskdm advise` ranks the masks of the part `masks`, beside what they came to.
+
+    Args:
+        measured: `advice.csv`: one row, the numbers of `engine.agreement.Agreement`.
+    """
+    [row] = rows_of(measured)
+    shown = {
+        "context lost for the compute saved, the order of its table": row["by_saving"],
+        "context lost alone": row["by_context"],
+        "one half of the seeds, with the other half": row["of_halves"],
+    }
+    found = (
+        f"Its order of {row['masks']} masks has a rank correlation of {row['by_saving']:+.2f} with their losses. "
+        f"The two halves of the seeds have {row['of_halves']:+.2f} with each other."
+    )
+    section = [
+        "`maskdm advise` looks at images alone and trains nothing: [how, and how far to trust it](../docs/advise.md).",
+        table({"order": list(shown), "Spearman's rank correlation": [f"{value:+.2f}" for value in shown.values()]}),
+        f"Of {row['pairs']} pairs of masks that remove about as much, the one that loses less context ends lower in "
+        f"{percent(row['at_equal_ratio'])}.",
+    ]
+    return answer("Does `maskdm advise` order the masks as they ended?", found, section)
+
+
 # Tables of other stages, and what makes their sections.
 OTHERS = {
     "throughput.csv": throughput_answer,
+    "advice.csv": advice_answer,
     "swiss_roll.csv": swiss_roll_answer,
     "search/confirmation.csv": search_answer,
 }

@@ -234,7 +234,7 @@ STAGES = {
     **dict.fromkeys(("prepare", "masks", "reference"), ""),
     **dict.fromkeys(("report", "page", "search_report", "step_time", "search"), ""),
     **dict.fromkeys(("pretrain", "finetune", "evaluate"), "scratch"),
-    **{"study": "methods", "tune": "rates", "throughput": "", "swiss_roll": ""},
+    **{"study": "methods", "tune": "rates", "throughput": "", "advice": "", "swiss_roll": ""},
 }
 
 

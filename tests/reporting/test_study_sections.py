@@ -5,7 +5,7 @@ import re
 import pandas as pd
 
 from maskdm.config.params import Params
-from maskdm.reporting.study_sections import agreement_answer, swiss_roll_answer, throughput_answer
+from maskdm.reporting.study_sections import advice_answer, agreement_answer, swiss_roll_answer, throughput_answer
 from tests.comparison import analysed, settings
 
 
@@ -47,4 +47,17 @@ def test_throughput_is_said_of_masked_steps_against_dense_ones() -> None:
     answer = throughput_answer(pd.DataFrame(rows, columns=columns).assign(memory_bytes=[1e8, 1.1e8, 8e7]))
     assert (
         "Masked steps reach 90 % to 100 % of the images/s that their FLOPs promise, in 80 % to 110 %" in answer.in_short
+    )
+
+
+def test_advice_is_said_beside_what_the_seeds_say_of_each_other() -> None:
+    row = {"masks": 11, "by_saving": 0.671, "by_context": 0.5, "at_equal_ratio": 0.8, "pairs": 15, "of_halves": 0.63}
+    said = advice_answer(pd.DataFrame([row]))
+    assert (
+        "of 11 masks has a rank correlation of +0.67 with their losses. The two halves of the seeds have +0.63"
+        in said.in_short
+    )
+    assert (
+        "Of 15 pairs of masks that remove about as much, the one that loses less context ends lower in 80 %."
+        in said.section
     )
