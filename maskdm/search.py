@@ -154,8 +154,13 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
     """The database at `url`, of which only a server's can be shared by machines; without one, a file in `folder`.
 
     Raises:
-        MaskDMError: the database does not answer, is damaged, or its driver is not installed.
+        MaskDMError: the database is no server's, does not answer, is damaged, or its driver is not installed.
     """
+    if url is not None and url.startswith("sqlite"):
+        raise MaskDMError(
+            f"storage {without_passwords(url)}: of a file two workers may take the same trial; allowed: the database "
+            "of a server, or none on one machine, where the search keeps a file itself"
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats, samplers
     warnings.filterwarnings("ignore", "Heartbeat of storage")  # is kept here, too: `run_trials`
@@ -266,6 +271,8 @@ def _database_failure(error: BaseException, url: str | None, folder: Path) -> st
             f"{study_file(folder)}: {said}; the same command goes on; if the file is damaged, delete it: "
             "recorded trials are not trained again"
         )
+    if "table schema" in said:  # Optuna finds another's version number, and names its own
+        said += "; allowed: a database that no other program, such as MLflow, and no other version of Optuna uses"
     return without_passwords(f"storage {url}: {said}")
 
 
@@ -409,6 +416,8 @@ def run_trials(
         with get_heartbeat_thread(trial._trial_id, study._storage):
             try:
                 loss = objective(_draw(study, trial, search, grid, seed))
+                if not math.isfinite(loss):  # by the very last step: Optuna would fail the trial, and nobody repeat it
+                    raise DivergedError(f"trial {trial.number}: the held-out loss became {loss}")
                 study.tell(trial, loss, skip_if_finished=True)  # by a worker that took this one for dead
             except (StoppedEarly, DivergedError):
                 study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)

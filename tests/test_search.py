@@ -1,5 +1,6 @@
 """The search: what it may propose, and that neither kills nor several workers change what it tries."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
+from sqlalchemy import create_engine, text
 
 import maskdm.search
 from maskdm.config.comparison import mean_tokens
 from maskdm.config.params import BUDGET_TOLERANCE, Search, SearchSpace
 from maskdm.config.reading import load_params, load_recipe
-from maskdm.engine.searching import comparison, wait_for
+from maskdm.engine.searching import comparison, wait_for, write_results
 from maskdm.runtime.errors import DivergedError, MaskDMError
 from maskdm.search import (
     Attempt,
@@ -204,6 +206,25 @@ def test_a_trial_that_diverges_counts_as_the_worst_and_ends_nothing(tmp_path: Pa
     assert best_trials(study, 1)[0].number % 2 == 0
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_trial_that_ends_without_a_finite_loss_is_a_diverged_one(tmp_path: Path, loss: float) -> None:
+    study = a_study(tmp_path, 3)
+    run(study, lambda attempt: loss if attempt.number else 1.0, 3)
+    assert list(trials_frame(study, SPACE, GRID)["state"]) == ["complete", "pruned", "pruned"]
+
+
+def test_a_search_whose_trials_all_diverge_is_one_line(tmp_path: Path) -> None:
+    def diverges(_: Attempt) -> float:
+        raise DivergedError("the loss became nan")
+
+    study = a_study(tmp_path, 3)
+    run(study, diverges, 3)
+    params = SimpleNamespace(search=SEARCH.model_copy(update={"trials": 3}), grid=GRID)
+    found: Any = SimpleNamespace(study=lambda: study, project=SimpleNamespace(params=params))
+    with pytest.raises(MaskDMError, match="each of the 3 trials diverged; allowed: a smaller "):
+        write_results(found)
+
+
 def test_a_finished_study_has_nothing_to_do_and_a_longer_one_begins_alike(
     undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -325,6 +346,24 @@ def test_a_server_goes_on_with_the_trial_of_a_worker_that_fell_silent(
     together, tried = work(database, tmp_path, dies=True)
     assert len(tried) == SEARCH.trials + 1, "one trial was begun twice"
     pd.testing.assert_frame_equal(together, undisturbed)
+
+
+def test_the_database_of_another_program_is_one_line_that_says_what_to_do(database: str, tmp_path: Path) -> None:
+    """MLflow keeps the number of its own version in a table that Optuna's has the name of."""
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(text("create table alembic_version (version_num varchar(32))"))
+        connection.execute(text("insert into alembic_version values ('bd07f7e963c5')"))
+    engine.dispose()
+    with pytest.raises(MaskDMError, match="allowed: a database that no other program, such as MLflow, ") as caught:
+        open_storage(database, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_no_database_to_share(tmp_path: Path) -> None:
+    with pytest.raises(MaskDMError, match="two workers may take the same trial; allowed: the database of a server"):
+        open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_database_that_does_not_answer_is_one_line_without_the_password(tmp_path: Path) -> None:

@@ -293,6 +293,8 @@ def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, 
             if joined:
                 return
             done = first_trials(study, params.search.trials)
+            if not best_trials(done, 1):  # the main process says so, once
+                return
             for key, project in list(found.confirmations(done).items())[index::workers]:
                 if recorded(found.place.stage, project, key, judged=True) is None:
                     run_trial(project, found.place.stage, key, judged=True)
@@ -326,9 +328,18 @@ def train_trial(found: Search, attempt: Attempt) -> float:
 
 
 def write_results(found: Search) -> None:
-    """The tables, the best configuration, and the records of this study alone."""
+    """The tables, the best configuration, and the records of this study alone.
+
+    Raises:
+        MaskDMError: no trial came to its end.
+    """
     params = found.project.params
     study, space = first_trials(found.study(), params.search.trials), params.search.space
+    if not (best := best_trials(study, 1)):
+        raise MaskDMError(
+            f"search: each of the {params.search.trials} trials diverged; allowed: a smaller search.space.lr (now "
+            f"{space.lr[0]:g} to {space.lr[1]:g})"
+        )
     trials = trials_frame(study, space, params.grid)
     for name, frame in (
         ("trials", trials),
@@ -336,8 +347,7 @@ def write_results(found: Search) -> None:
         ("importance", importance_frame(study)),
     ):
         write_csv(found.place.reports / f"{name}.csv", frame)
-    (best,) = best_trials(study, 1)
-    write_best(found.place.reports / "best.yaml", params, phases_of(best, space, params.grid))
+    write_best(found.place.reports / "best.yaml", params, phases_of(best[0], space, params.grid))
     complete = trials.loc[trials["state"] == "complete", "trial"]  # a pruned one has no record; an earlier study's may
     keys = {f"trials/{number:04d}" for number in complete} | set(found.confirmations(study))
     for folder in ("trials", "confirm"):
