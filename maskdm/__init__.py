@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from maskdm.runtime.threads import wait_briefly
+from maskdm.runtime.torchrun import own_number
 
 if TYPE_CHECKING:
     from maskdm.networks.dit import DiT
@@ -19,7 +20,7 @@ __all__ = ["DiT", "UNet", "UViT"]
 
 # Here: before anything of ours imports torch, or tqdm, which read these variables when they are imported.
 wait_briefly()
-if os.environ.get("RANK", "0") != "0":
+if own_number("RANK"):
     os.environ["TQDM_DISABLE"] = "1"  # one bar for all processes of torchrun
 
 

@@ -4,16 +4,16 @@ python -m pipeline.step_time [--study]
 """
 
 import argparse
-import os
 
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.study import DEFAULT, load_study
-from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, start_processes, take_threads
+from maskdm.engine.sharing import count_processes, start_processes, take_threads
 from maskdm.engine.step_time import TimedArm, write_times
 from maskdm.runtime.errors import exit_with_one_line
 from maskdm.runtime.paths import ROOT, STEP_TIME, STUDY, STUDY_STEP_TIME
 from maskdm.runtime.processes import started_processes
+from maskdm.runtime.torchrun import within_torchrun
 from maskdm.training.plan import arm_plans
 
 
@@ -30,7 +30,7 @@ def main() -> None:
             found = {name: asked.params(name, params) for name in asked.all_parts}
         trials = sum(len(one.seeds) * len(one.arms) for one in found.values()) if study else len(params.seeds)
         processes = count_processes(trials)
-        if processes > 1 and WITHIN_TORCHRUN not in os.environ:
+        if processes > 1 and not within_torchrun():
             option = ["--study"] if study else []
             raise SystemExit(start_processes(processes, "pipeline.step_time", option))
         recipes = {name: recipe_of(one, ROOT) for name, one in found.items()}

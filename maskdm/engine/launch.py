@@ -3,7 +3,6 @@
 The command is the same on every machine, so that DVC does not take another number of cores or GPUs for a change.
 """
 
-import os
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from dataclasses import dataclass
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.study import DEFAULT
-from maskdm.engine.sharing import WITHIN_TORCHRUN, count_processes, count_workers, start_processes
+from maskdm.engine.sharing import count_processes, count_workers, start_processes
 from maskdm.engine.workers import load_libraries, run_all
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT
+from maskdm.runtime.torchrun import own_number, within_torchrun
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import fold_records
 
@@ -40,13 +40,13 @@ def run_stage(stage: str, arguments: list[str]) -> None:
     """
     params = load_params(ROOT / "params.yaml")
     arm = chosen_key(arguments, params.arms)
-    if WITHIN_TORCHRUN in os.environ:
+    if within_torchrun():
         from maskdm.engine.stages import run_seeds  # here, as below: see `load_libraries`
 
         run_seeds(stage, arm, params.seeds)
     else:
         start_trials(params, stage, arm)
-    if stage == "evaluate" and os.environ.get("RANK", "0") == "0":
+    if stage == "evaluate" and own_number("RANK") == 0:
         fold_records(ROOT, DEFAULT, arm, keep={f"{arm}/{seed}" for seed in params.seeds})
         mlflow_store.summarise(ROOT, DEFAULT)
 

@@ -6,10 +6,10 @@ import signal
 
 from maskdm.engine.workers import visible_gpus
 from maskdm.runtime.errors import MaskDMError
+from maskdm.runtime.interrupts import handlers_kept
 from maskdm.runtime.threads import count_cores
 
 VARIABLE = "MASKDM_PROCESSES"
-WITHIN_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 
 
 def count_processes(trials: int) -> int:
@@ -59,9 +59,13 @@ def start_processes(count: int, module: str, arguments: list[str]) -> int:
     logging.disable()  # of torchrun: the stage says itself, in one line, why it stopped
     threads = int(os.environ.get("OMP_NUM_THREADS") or count_cores())  # of this trial; torchrun's own default is 1 each
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // count))
-    command = ["--standalone", f"--nproc-per-node={count}", "--module", module, *arguments]
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]  # options of torchrun that a cluster sets: with PET_NNODES=2 it would wait for a machine
+    # By its number: the name of a machine without a network may stand for nothing, and the processes would look for it.
+    command = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={count}", "--module", module, *arguments]
     try:
-        torchrun.run(torchrun.parse_args(command))
+        with handlers_kept():
+            torchrun.run(torchrun.parse_args(command))
     except SignalException:
         return 130
     except ChildFailedError as error:

@@ -8,6 +8,7 @@ import torch
 
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.threads import count_cores
+from maskdm.runtime.torchrun import own_number
 
 
 def choose_device() -> torch.device:
@@ -24,7 +25,7 @@ def choose_device() -> torch.device:
         if "OMP_NUM_THREADS" not in os.environ and (cores := count_cores()) < torch.get_num_threads():
             torch.set_num_threads(cores)  # torch knows nothing of a container's quota
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun: the number of this process on its machine
+    index = own_number("LOCAL_RANK")  # on this machine
     if index >= (gpus := torch.cuda.device_count()):
         raise MaskDMError(f"process {index + 1} on this machine; allowed: at most {gpus}, one for each GPU")
     torch.cuda.set_device(index)

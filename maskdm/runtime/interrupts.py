@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
+OF_TORCHRUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # which it handles
+
 
 @contextmanager
 def ctrl_c_is_ours() -> Iterator[None]:
@@ -18,6 +20,20 @@ def ctrl_c_is_ours() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What is called in the `with` block may handle signals in its own way, but not longer: torchrun leaves handlers.
+
+    They raise: who is ended just after torchrun would say so in a traceback.
+    """
+    before = {number: signal.getsignal(number) for number in OF_TORCHRUN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

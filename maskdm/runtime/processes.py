@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import write_atomically
+from maskdm.runtime.torchrun import own_number
 
 TIMEOUT = timedelta(days=1)  # torchrun notices a dead process; a long wait for the first one's metrics is no error
+INTERFACE = "GLOO_SOCKET_IFNAME"  # which network interface gloo takes; without it, the one of the machine's name
 GRACE_SECONDS = 5.0  # how long a process that fails waits, so that the one that failed first says why
 
 
@@ -121,9 +123,9 @@ def started_processes() -> Iterator[Processes]:
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    processes = Processes(dist.get_rank(), dist.get_world_size())
+    processes = Processes(own_number("RANK"), int(os.environ["WORLD_SIZE"]))
     try:
+        _connect()
         yield processes
         processes.wait()
     except KeyboardInterrupt:
@@ -139,6 +141,22 @@ def started_processes() -> Iterator[Processes]:
             raise MaskDMError("a process on another machine was lost; the same command goes on from here") from None
         raise
     dist.destroy_process_group()
+
+
+def _connect() -> None:
+    """Let the processes find each other.
+
+    Raises:
+        MaskDMError: they do not: the network is not what torchrun or a variable says.
+    """
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    except RuntimeError as error:  # gloo's, NCCL's, or a store's
+        said, named = str(error).partition("\n")[0], os.environ.get(INTERFACE, "not set")
+        raise MaskDMError(
+            f"the processes of torchrun do not reach each other: {said}; {INTERFACE} ({named}); allowed: a network "
+            "interface that all their machines have; lo on a single one"
+        ) from None
 
 
 def _has_lost_another(error: Exception) -> bool:

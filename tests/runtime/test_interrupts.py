@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from maskdm.runtime.errors import GOES_ON
-from maskdm.runtime.interrupts import ctrl_c_is_ours
+from maskdm.runtime.interrupts import ctrl_c_is_ours, handlers_kept
 from tests.imports import PROJECT
 
 
@@ -25,3 +25,10 @@ def test_processes_that_are_started_leave_ctrl_c_to_the_one_that_starts_them() -
         started = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert started.stdout == "True\n"
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_handlers_that_a_library_leaves_end_with_its_call() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with handlers_kept():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
