@@ -7,7 +7,7 @@ import signal
 from maskdm.engine.workers import visible_gpus
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.interrupts import handlers_kept
-from maskdm.runtime.threads import count_cores
+from maskdm.runtime.threads import count_cores, wanted_threads
 
 VARIABLE = "MASKDM_PROCESSES"
 
@@ -57,8 +57,7 @@ def start_processes(count: int, module: str, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable()  # of torchrun: the stage says itself, in one line, why it stopped
-    threads = int(os.environ.get("OMP_NUM_THREADS") or count_cores())  # of this trial; torchrun's own default is 1 each
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // count))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, wanted_threads() // count))  # torchrun's own default is 1 each
     for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]  # options of torchrun that a cluster sets: with PET_NNODES=2 it would wait for a machine
     # By its number: the name of a machine without a network may stand for nothing, and the processes would look for it.

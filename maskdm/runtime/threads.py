@@ -25,6 +25,12 @@ def count_cores(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
     return max(1, min([cores, *(int(quota) for quota in _quotas(cgroups, own))]))
 
 
+def wanted_threads() -> int:
+    """Those of `OMP_NUM_THREADS`; of a list, one for each level of nesting, the first. Without a number all cores."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else count_cores()
+
+
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
     """The CPU time a second of this process's control group and those above it, in cores, where it is limited."""
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from maskdm.runtime.threads import count_cores
+import maskdm.runtime.threads
+from maskdm.runtime.threads import count_cores, wanted_threads
 from tests.imports import PROJECT
 
 HERE = len(os.sched_getaffinity(0))
@@ -68,3 +69,10 @@ def test_threads_wait_briefly_unless_the_user_says_how(module: str, given: dict[
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.stderr.strip() == spins
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("5,2", 5), ("", HERE), ("0", HERE), ("many", HERE)])
+def test_the_threads_that_the_user_wants(said: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maskdm.runtime.threads, "count_cores", lambda: HERE)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert wanted_threads() == threads
