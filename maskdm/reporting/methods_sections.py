@@ -12,7 +12,19 @@ from scipy.stats import spearmanr
 
 from maskdm.config.params import Params
 from maskdm.reporting.analysis import Row
-from maskdm.reporting.page import DISTANCE, LOSS, NOTHING, Answer, answer, listed, number, p_value, rows_of, table
+from maskdm.reporting.page import (
+    DISTANCE,
+    LOSS,
+    NOTHING,
+    Answer,
+    answer,
+    listed,
+    mean_and_interval,
+    number,
+    p_value,
+    rows_of,
+    table,
+)
 from maskdm.runtime.units import si
 
 # What each method's authors say it saves, and against what.
@@ -129,11 +141,12 @@ def _data_set_answer(own: Compared, other: Compared) -> Answer:
     loss, distance = (f"{value.statistic:+.2f} ({p_value(value.pvalue)})" for value in found.values())
     section = [
         f"Spearman's rank correlation of {len(arms)} arms by their mean over the seeds, each against its baseline at "
-        f"equal compute; p is how often unrelated orders agree at least as much. {own.label}.",
+        f"equal compute; p is how often unrelated orders agree at least as much. {own.label}; "
+        f"{len(own.params.seeds)} seeds on {own.dataset}, {len(other.params.seeds)} on {other.dataset}. Their means:",
         table(
             {"arm": arms}
             | {
-                f"{title}, {part.dataset}": [number(part.rows[arm], measure) for arm in arms]
+                f"{title}, {part.dataset}": [mean_and_interval(part.rows[arm], measure)[0] for arm in arms]
                 for measure, title in ((LOSS, "loss"), (DISTANCE, "distance"))
                 for part in (own, other)
             }

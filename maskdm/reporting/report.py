@@ -268,7 +268,7 @@ def methods_answers(done: Sequence[Analysed]) -> list[page.Answer]:
         return []
     compared = [methods_sections.Compared(found.params, found.arms, found.data_set) for found in done]
     return [
-        methods_sections.networks_answer(compared),
+        methods_sections.networks_answer([part for part in compared if part.data_set is None]),
         *methods_sections.data_sets_answers(compared),
         methods_sections.claims_answer(compared[0]),
     ]
