@@ -67,7 +67,7 @@ def _recorded(project: Project, comparison: str, arm: str, seed: int) -> Record:
     """The record of a trial; it must be of today's settings and data. Another device is none of it."""
     stage: Stage = "default" if comparison == DEFAULT else "study"
     key = f"{arm}/{seed}" if comparison == DEFAULT else f"{comparison}/{arm}-{seed}"
-    command = training_command(comparison)
+    command = f"dvc repro evaluate@{arm}" if comparison == DEFAULT else training_command(comparison)
     found = read_record(ROOT, stage, key)
     if found is None:
         raise MaskDMError(f"records/{stage}: no record of {key}; `{command}` makes it")
