@@ -101,25 +101,18 @@ def reproduce(
 
 
 def _as_row(pair: "Pair", first: str, second: str, seeds: int) -> dict[str, str]:
-    if math.isinf(pair.first):
-        said = f"reached with {pair.reached} of {seeds} seeds"
-        return {
-            "measure": pair.measure,
-            first: said,
-            second: four_digits(pair.second),
-            "change": "",
-            "95 % interval": "",
-        }
-
     def shown(change: float) -> str:
         return f"{100 * change:+.1f} %" if pair.is_ratio else f"{change:+.4g}"
 
+    own, change = four_digits(pair.first), shown(pair.change)
     between = f"{shown(pair.low)} to {shown(pair.high)}" if not math.isnan(pair.low) else ""
+    if math.isinf(pair.first):
+        own, change, between = f"reached with {pair.reached} of {seeds} seeds", "", ""
     return {
         "measure": pair.measure,
-        first: four_digits(pair.first),
+        first: own,
         second: four_digits(pair.second),
-        "change": shown(pair.change),
+        "change": change,
         "95 % interval": between,
     }
 
