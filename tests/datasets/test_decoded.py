@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -243,6 +247,74 @@ def test_a_set_of_several_times_the_memory_is_prepared(tmp_path: Path) -> None:
         tmp_path, 64,
     )  # fmt: skip
     assert (tmp_path / "prepared" / "images.npy").stat().st_size > 4 * (64 << 20)
+
+
+@pytest.mark.slow
+def test_all_cores_together_stay_within_as_little_memory_each(tmp_path: Path) -> None:
+    place(tmp_path / "raw" / "image_folder", noise(2100))  # small files: 413 MB when they are prepared
+    bounded(
+        "limit(); prepare(settings('image_folder', holdout=100, image_size=256), Path('prepared'), Path('raw'))",
+        tmp_path, 64,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "prepared" / "dataset.json").read_text())["files_found"] == 2100 > decoded.FEW
+    assert (tmp_path / "prepared" / "images.npy").stat().st_size > 4 * (64 << 20)
+
+
+LARGE = 190  # images of 2 MB each, as they are stored
+
+
+def large_images() -> Iterator[tuple[str, bytes]]:
+    return ((f"{index:03d}.bmp", image_bytes(index, (1000, 700), "BMP")) for index in range(LARGE))
+
+
+def put_into_tar(root: Path, mode: Literal["w", "w:gz"] = "w") -> str:
+    with tarfile.open(root / "a.tar", mode) as archive:
+        for name, content in large_images():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return "image_folder"
+
+
+def put_into_packed_tar(root: Path) -> str:
+    name = put_into_tar(root, "w:gz")
+    (root / "a.tar").rename(root / "a.tar.gz")
+    return name
+
+
+def put_into_zip(root: Path) -> str:
+    with zipfile.ZipFile(root / "a.zip", "w") as archive:
+        for name, content in large_images():
+            archive.writestr(name, content)
+    return "image_folder"
+
+
+def put_into_webdataset(root: Path) -> str:
+    put_into_tar(root)
+    return "webdataset"
+
+
+def put_into_lmdb(root: Path) -> str:
+    with lmdb.open(str(root), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
+        for name, content in large_images():
+            transaction.put(name.encode(), content)
+    return "lmdb"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("put", [put_into_tar, put_into_packed_tar, put_into_zip, put_into_webdataset, put_into_lmdb])
+def test_an_archive_of_several_times_the_memory_is_read(put: Callable[[Path], str], tmp_path: Path) -> None:
+    root = tmp_path / "raw" / "image_folder"
+    root.mkdir(parents=True)
+    name = put(root)
+    data = f"settings('{name}', root='raw/image_folder', holdout=3)"
+    bounded(
+        f"import lmdb; from maskdm.datasets import webdataset, trees; limit(); "
+        f"prepare({data}, Path('prepared'), Path('raw'))",
+        tmp_path, 64,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "prepared" / "dataset.json").read_text())["files_found"] == LARGE
+    assert len(image_bytes(0, (1000, 700), "BMP")) * LARGE > 4 * (64 << 20)
 
 
 @pytest.mark.slow
