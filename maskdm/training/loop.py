@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ from maskdm.runtime.seeding import generator
 from maskdm.training.checkpoint import load_checkpoint, save_checkpoint, save_snapshot, snapshot_folder
 from maskdm.training.heldout import HeldoutLoss
 from maskdm.training.objective import Objective
-from maskdm.training.optimizers import learning_rate, make_optimizers, update
+from maskdm.training.optimizers import give_moments, learning_rate, make_optimizers, moments_of, update
 from maskdm.training.passes import make_passes
 from maskdm.training.plan import PhasePlan, check_planned_flops
 from maskdm.training.views import Views, to_unit_range
@@ -41,6 +42,19 @@ TOKENS_A_PASS = 2**14  # of the held-out loss: more are no faster on a GPU, and 
 Row = dict[str, float]
 State = dict[str, Any]  # `trainee` and `ema`: state dicts; `moments` of the optimizers by weight; `method`: its name
 LogHistory = Callable[[list[Row]], None]
+
+
+class Progress(BaseModel):
+    """How far a phase is, as its checkpoint says beside the `State`."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    step: int = Field(ge=0)
+    history: list[Row]
+    seconds: list[float]
+    train_seconds: float
+    losses: list[Tensor]
+    grad_norms: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,7 @@ class PhaseTrainer:
             MaskDMError: the state is of another network or another version.
         """
         try:
+            _require_progress(state, self.plan.steps)
             self._load(state)
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise MaskDMError(
@@ -208,26 +223,20 @@ class PhaseTrainer:
         )
 
     def _state(self) -> State:
-        names = {id(weight): name for name, weight in self.trainee.named_parameters()}
-        moments = {names[id(weight)]: own for each in self.optimizers for weight, own in each.state.items()}
         return {
             "trainee": self.trainee.state_dict(),
             "ema": self.ema.state_dict(),
-            "moments": moments,
+            "moments": moments_of(self.optimizers, dict(self.trainee.named_parameters())),
             "method": self.plan.method.name,
         }
 
     def _load(self, state: State) -> None:
-        self.trainee.load_state_dict(state["trainee"])
-        self.ema.load_state_dict(state["ema"])
-        weights = dict(self.trainee.named_parameters())
-        owners = {
-            id(weight): each for each in self.optimizers for group in each.param_groups for weight in group["params"]
-        }
-        for name, moments in state["moments"].items():
-            weight = weights[name]
-            # Copies: the state may be handed on. Moments only: weight decay and the like are this phase's own.
-            owners[id(weight)].state[weight] = copy.deepcopy(moments)
+        for module, weights in ((self.trainee, state["trainee"]), (self.ema, state["ema"])):
+            module.load_state_dict(weights)
+            if spoilt := [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]:
+                raise ValueError(f"{spoilt[0]} is not finite")
+        # Moments only: weight decay and the like are this phase's own.
+        give_moments(self.optimizers, dict(self.trainee.named_parameters()), state["moments"])
 
     def _go_on_from(self, before: State) -> None:
         """Begin with the state of the phase before. What another method has added there came to an end with it."""
@@ -360,6 +369,15 @@ class PhaseTrainer:
             unit_scale=True,
             mininterval=bar_interval(),
         )
+
+
+def _require_progress(state: dict[str, Any], steps: int) -> None:
+    try:
+        progress = Progress.model_validate(state)
+    except ValidationError as error:
+        raise ValueError(f"{error.errors()[0]['loc'][0]} is missing or damaged") from None
+    if progress.step > steps:
+        raise ValueError(f"it is at step {progress.step} of {steps}")
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -1,7 +1,8 @@
 """What updates the weights, AdamW alone or Muon for the matrices of the blocks and AdamW for the rest, and how."""
 
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from maskdm.config.recipe import Optimisation
 from maskdm.networks.network import Network
 from maskdm.runtime.errors import MaskDMError
 from maskdm.training.muon import Muon
+
+MOMENTS = {AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum"}}  # what each keeps for a weight
+
+Moments = Mapping[str, Mapping[str, Tensor]]  # of the weights, by name
 
 
 def make_optimizers(network: Network, settings: Optimisation, added: Iterable[Tensor] = ()) -> list[Optimizer]:
@@ -60,6 +65,32 @@ def update(
     with torch.no_grad():  # else each average would keep the autograd nodes of all steps before it
         torch._foreach_lerp_(list(ema.parameters()), list(network.parameters()), 1 - decay)
     return norm.detach()
+
+
+def moments_of(optimizers: Iterable[Optimizer], weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What the optimizers have kept for the weights; theirs, not copies."""
+    names = {id(weight): name for name, weight in weights.items()}
+    return {names[id(weight)]: kept for each in optimizers for weight, kept in each.state.items()}
+
+
+def give_moments(optimizers: Iterable[Optimizer], weights: Mapping[str, Tensor], moments: Moments) -> None:
+    """Undo `moments_of`; weights that `moments` does not name begin without any.
+
+    Raises:
+        KeyError: there is no such weight.
+        ValueError: what was kept is not of these weights. A fused kernel does not look, and would write beyond it.
+    """
+    owners = {id(weight): each for each in optimizers for group in each.param_groups for weight in group["params"]}
+    for name, kept in moments.items():
+        weight = weights[name]
+        owner = owners[id(weight)]
+        if set(kept) != MOMENTS[type(owner)]:
+            raise ValueError(f"{name}: {', '.join(map(str, kept)) or 'nothing'} kept for it")
+        for key, value in kept.items():
+            wanted = ((), torch.float32) if key == "step" else (weight.shape, weight.dtype)
+            if (value.shape, value.dtype) != wanted or not torch.isfinite(value).all():
+                raise ValueError(f"{name}: {key} is not of it")
+        owner.state[weight] = copy.deepcopy(dict(kept))  # a copy: the state may be handed on
 
 
 def learning_rate(settings: Optimisation, step: float, steps: float) -> float:

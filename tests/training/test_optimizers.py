@@ -1,3 +1,5 @@
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -6,7 +8,14 @@ import torch
 
 from maskdm.config.recipe import Optimisation
 from maskdm.networks.uvit import UViT
-from maskdm.training.optimizers import ema_decay, learning_rate, make_optimizers, parameter_groups
+from maskdm.training.optimizers import (
+    ema_decay,
+    give_moments,
+    learning_rate,
+    make_optimizers,
+    moments_of,
+    parameter_groups,
+)
 from maskdm.training.plan import optimizer_flops
 from tests.conftest import RECIPE
 
@@ -87,3 +96,23 @@ def test_the_average_forgets_the_start_of_the_phase() -> None:
     weight_of_start = np.prod([ema_decay(settings, step, steps) for step in range(1, steps + 1)])
     assert weight_of_start < 1e-3
     assert ema_decay(settings, steps, steps) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda kept: kept.pop("exp_avg"), "step, exp_avg_sq kept for it"),
+        (lambda kept: kept.update(exp_avg=torch.zeros(3)), "exp_avg is not of it"),  # its kernel would write beyond it
+        (lambda kept: kept.update(exp_avg=kept["exp_avg"].double()), "exp_avg is not of it"),
+        (lambda kept: kept["exp_avg_sq"].fill_(float("nan")), "exp_avg_sq is not of it"),
+    ],
+)
+def test_moments_that_are_not_of_a_weight_are_refused(spoil: Callable[[Any], object], says: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = torch.ones(4, 2)
+    optimizer.step()
+    moments = copy.deepcopy(moments_of([optimizer], {"weight": weight}))
+    spoil(moments["weight"])
+    with pytest.raises(ValueError, match=f"weight: {says}"):
+        give_moments([optimizer], {"weight": weight}, moments)
