@@ -4,8 +4,9 @@ python -m tests.faults [--count 100] [--seed 0] [--faults PATTERN] [--targets PA
 
 A toy project is run once, stage after stage, and its state before each is kept. A case is a stage, a fault and a
 moment, drawn from the seed and the case's number: the stage runs on a copy of its state and meets the fault just before
-one of the changes that it makes to a file; then the same command runs again. What is compared with the undisturbed run:
-all files, records and tables but for times, and all that MLflow holds. It goes on where it was stopped.
+one of the changes that it makes to a file; then the same command runs again. In one case of six the command is the
+whole `dvc repro`. What is compared with the undisturbed run: all files, records and tables but for times, and all that
+MLflow holds. It goes on where it was stopped.
 
 Stages, and DVC itself, run as forks of this process, which has loaded the libraries: a start takes no time.
 """
@@ -55,23 +56,52 @@ import maskdm.engine.tuning
 import maskdm.engine.workers
 import maskdm.reporting.index
 from maskdm.training.loop import PhaseTrainer
+from tests.conftest import PARAMS
 from tests.kills import differences, facts, wait_for_workers, working_folders
-from tests.pipeline.test_study import FIRST, write_blocks
+from tests.pipeline.test_study import DENSE, FIRST, write_blocks
 from tests.pipeline.test_tune import ARMS
+from tests.swiss_roll.test_swiss_roll import TOY as SWISS_ROLL
 from tests.workspace import PROJECT, make_workspace, write_params
 
-TARGETS = (  # as `dvc repro` takes them, in the order in which they are run once
+DEFAULT = (  # as `dvc repro` takes them, in the order in which they are run once
     *("prepare", "pretrain@staged", "finetune@staged", "reference", "evaluate@staged", "pretrain@scratch"),
     *("finetune@scratch", "evaluate@scratch", "masks", "step_time", "report", "search", "search_report", "page"),
-    *("study/dvc.yaml:part@first", "study/dvc.yaml:tuning@both"),
 )
+OF_STUDY = (  # the same
+    *("part@masks", "tuning@both", "set@nines", "set_reference@nines", "set_part@nines", "set_tuning@apart"),
+    *("step_time", "throughput", "advice", "swiss_roll", "large_search", "large_search_report", "study_report"),
+)
+TARGETS = (*DEFAULT, *(f"study/dvc.yaml:{name}" for name in OF_STUDY))
+WHOLE = "dvc.yaml"  # `dvc repro` itself: all of `DEFAULT`
+WHOLE_SHARE = 1 / 6  # of the cases
+SHORT = FIRST | {"budget": {"train_flops": 2e9, "snapshots": [1.0]}}
+THREE_MASKS: dict[str, Any] = {
+    "scratch": [DENSE],
+    **{
+        name: [{"mask": mask, "share": 0.25, "batch_size": 16}, DENSE]
+        for name, mask in {
+            "patch75": {"strategy": "patch", "ratio": 0.75},
+            "block75": {"strategy": "block", "ratio": 0.75, "block": 2},
+            "crop2": {"strategy": "crop", "crop": 2},
+        }.items()
+    },
+}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
 FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
 JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
 TOO_LATE = "after the end"  # a run on a faster machine saves its state less often: another moment is drawn
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
 UNREADABLE = "the results cannot be read"
-HAVE_WORKERS = "pretrain@staged|finetune|evaluate|search$|part|tuning"
+HAVE_WORKERS = f"pretrain@staged|finetune|evaluate|search$|part|tuning|^{WHOLE}$"
+OPTIONS = {  # of the module whose name is not that of its stage, or that is not told all by its name
+    "set": ("prepare", "--set"),
+    "set_reference": ("reference", "--set"),
+    **dict.fromkeys(("part", "set_part"), ("study",)),
+    **dict.fromkeys(("tuning", "set_tuning"), ("tune",)),
+    "large_search": ("search", "--large"),
+    "large_search_report": ("search_report", "--large"),
+    "study_report": ("report", "--study"),
+}
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -264,17 +294,19 @@ def run_stage(command: Sequence[str], env: dict[str, str] | None = None) -> None
 
 
 def run_dvc(target: str) -> None:
-    """`dvc repro <target>`."""
+    """`dvc repro <target>`; of the whole, as users do it: without a target."""
     if MOMENT:
         MOMENT.watch("d")
-    sys.exit(dvc.cli.main(["repro", target]))
+    sys.exit(dvc.cli.main(["repro", *([] if target == WHOLE else [target])]))
 
 
 def command_of(target: str) -> list[str]:
     """The module and the arguments of a stage."""
-    name, _, key = target.rpartition(":")[2].partition("@")
-    module = {"part": "study", "tuning": "tune"}.get(name, name)
-    return [f"pipeline.{module}", *([key] if key else [])]
+    file, _, stage = target.rpartition(":")
+    name, _, key = stage.partition("@")
+    usual = (name, "--study") if (file, name) == ("study/dvc.yaml", "step_time") else (name,)
+    module, *options = OPTIONS.get(name, usual)
+    return [f"pipeline.{module}", *options, *([key] if key else [])]
 
 
 def prepare_forks() -> None:
@@ -349,7 +381,7 @@ class Lab:
         known = after.with_suffix(".json")
         if not known.is_file():
             shutil.rmtree(after, ignore_errors=True)
-            if target == TARGETS[0]:
+            if not state.is_dir():
                 self.make(state)
             began = time.monotonic()
             with copied(state, self.project, is_small=False):
@@ -366,15 +398,27 @@ class Lab:
 
     def make(self, state: Path) -> None:
         """The project, before anything has run."""
-        shutil.rmtree(self.folder / "states", ignore_errors=True)
-        make_workspace(state, "smoke")
-        write_params(state)
+        fresh = state.with_name("fresh")
+        shutil.rmtree(fresh, ignore_errors=True)
+        make_workspace(fresh, "smoke")
+        write_params(fresh)
         tuning = {"seed": 9, "train_flops": 4e9, "trials": 3, "arms": ARMS, "recipe": "adamw"}
-        blocks = {"parts": {"first": FIRST | {"seeds": [1]}}, "tunings": {"both": tuning}, "sets": {}, "set_parts": {}}
-        write_blocks(state, json.loads(json.dumps(blocks)))
+        blocks = {
+            "parts": {"masks": SHORT | {"arms": THREE_MASKS}},
+            "tunings": {"both": tuning},
+            "sets": {"nines": {"data": PARAMS["data"] | {"holdout": 40, "classes": ["9"]}, "reference": 100}},
+            "set_parts": {"nines": SHORT | {"seeds": [1], "set": "nines"}},
+            "set_tunings": {"apart": tuning | {"trials": 2, "set": "nines"}},
+            "search": PARAMS["search"] | {"trials": 2, "confirm_seeds": [103]},
+            "swiss_roll": SWISS_ROLL,
+        }
+        write_blocks(fresh, json.loads(json.dumps(blocks)))
+        fresh.rename(state)
 
     def state(self, target: str, behind: int = 0) -> Path:
         """Where the copy of the project before a stage is, or after it."""
+        if target == WHOLE:
+            return self.folder / "states" / ("whole" if behind else "00")
         return self.folder / "states" / f"{TARGETS.index(target) + behind:02d}"
 
     def places_of(self, target: str) -> list[str]:
@@ -386,7 +430,7 @@ class Lab:
             prefix = "" if file == "dvc.lock" else "study/dvc.yaml:"
             lock |= {prefix + name: stage for name, stage in stages.items()}
         makers = [(out["path"], name) for name, stage in lock.items() for out in stage["outs"]]
-        found, waiting = set[str](), [target]
+        found, waiting = set[str](), list(lock) if target == WHOLE else [target]
         while waiting:
             stage = lock[waiting.pop()]
             read = [dep["path"] for dep in stage.get("deps", []) if not dep["path"].startswith(("maskdm", "pipeline"))]
@@ -488,7 +532,15 @@ def draw_case(number: int, seed: int) -> Case:
     # Files are torn where users work: DVC is the one that sees whether what stages have handed on is what it was.
     through = "dvc" if fault == "torn file" else draw.choice(("dvc", "stage"))
     fitting = [target for target in TARGETS if fault != "worker killed" or re.search(HAVE_WORKERS, target)]
-    return Case(number, draw.choice(fitting), fault, through, draw)
+    target = draw.choice(fitting)
+    if draw.random() < WHOLE_SHARE:
+        target, through = WHOLE, "dvc"
+    return Case(number, target, fault, through, draw)
+
+
+def those_before(target: str) -> Sequence[str]:
+    """The stages that have run before a stage."""
+    return () if target == WHOLE else TARGETS[: TARGETS.index(target)]
 
 
 def run_case(lab: Lab, case: Case) -> tuple[str, str]:
@@ -754,10 +806,10 @@ def main() -> None:
     results.touch()
     done = {case["number"]: case for case in map(json.loads, results.read_text().splitlines())}
     cases = [draw_case(number, given.seed) for number in range(given.count)]
-    for case in sorted(cases, key=lambda case: (TARGETS.index(case.target), case.number)):
+    for case in sorted(cases, key=lambda case: (len(those_before(case.target)), case.number)):
         if case.number in done or not (fnmatch(case.fault, given.faults) and fnmatch(case.target, given.targets)):
             continue
-        for target in TARGETS[: TARGETS.index(case.target)]:
+        for target in those_before(case.target):
             lab.undisturbed(target)
         began = time.monotonic()
         where, ended = run_case(lab, case)
