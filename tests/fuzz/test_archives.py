@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from maskdm.config.params import Data
 from maskdm.datasets.prepare import prepare
 from maskdm.datasets.prepared import PreparedData
+from maskdm.datasets.survey import survey
 from tests.fuzz.harness import amounts, answer_of, changed_bytes, everything, fuzz, in_time, randoms, require_line
 from tests.raw_data import image_bytes, settings
 
@@ -92,10 +93,13 @@ def place(tmp_path: Path) -> Path:
 
 
 def answer_to(data: Data, place: Path) -> str:
-    """Prepare what is in a place, and look at what is left."""
+    """Prepare what is in a place, and look at what is left; `maskdm init` looks at images before that."""
     project, out = place.parent / "project", place.parent / "project" / "prepared"
     before = {name: content for name, content in everything(place.parent).items() if not name.startswith("project")}
     answer = answer_of(lambda: prepare(data, out, place))
+    if data.name == "image_folder":
+        looked = answer_of(lambda: survey(Path(data.root or place)))
+        assert looked == "taken" or answer != "taken", "what can be prepared can be looked at"
     after = everything(place.parent)
     assert {name: content for name, content in after.items() if not name.startswith("project")} == before
     if answer == "taken":

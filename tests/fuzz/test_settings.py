@@ -1,6 +1,7 @@
 """Hostile `params.yaml`, study, tuning and recipe files: whatever they hold is used, or refused in one line."""
 
 import copy
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ from ruamel.yaml import YAML
 from maskdm.config.params import Params
 from maskdm.config.reading import load_params, validated
 from maskdm.config.recipe import Recipe
-from maskdm.config.study import Study
+from maskdm.config.study import Study, load_study
 from maskdm.config.tuning import Tuned
 from maskdm.training.plan import arm_plans
 from tests.conftest import PARAMS, RECIPE
@@ -65,6 +66,7 @@ TREES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tuning": (Tuned, TUNED | {"recipe": "v", "model": PARAMS["model"]}),
 }
 
+NAMES = ["params.yaml", "study/params.yaml"]
 RECIPE_OF_TESTS = Recipe.model_validate(RECIPE)
 
 
@@ -85,10 +87,11 @@ def test_values_of_settings(kind: str, weight: int, examples: int) -> None:
     fuzz(weight * examples, f"values of {kind}", randoms(), check)
 
 
+@pytest.mark.parametrize(("tree", "load"), [(PARAMS, load_params), (TREES["study"][1], load_study)], ids=NAMES)
 @amounts(300, few=4)
-def test_text_of_settings(examples: int, tmp_path: Path) -> None:
+def test_text_of_settings(tree: dict[str, Any], load: Callable[[Path], object], examples: int, tmp_path: Path) -> None:
     text = StringIO()
-    YAML(typ="safe", pure=True).dump(PARAMS, text)
+    YAML(typ="safe", pure=True).dump(tree, text)
     path, usual = tmp_path / "params.yaml", text.getvalue().encode()
 
     def check(random: Random) -> str:
@@ -96,6 +99,6 @@ def test_text_of_settings(examples: int, tmp_path: Path) -> None:
         lines = usual.splitlines(keepends=True)
         lines.insert(random.randrange(len(lines)), snippet)
         path.write_bytes(random.choice([snippet, b"".join(lines), changed_bytes(usual, random)]))
-        return answer_of(lambda: load_params(path))
+        return answer_of(lambda: load(path))
 
-    fuzz(examples, "text of params.yaml", randoms(), check)
+    fuzz(examples, f"text of {NAMES[0] if load is load_params else NAMES[1]}", randoms(), check)
