@@ -98,7 +98,12 @@ def test_a_password_is_in_no_file_and_no_line(tmp_path: Path) -> None:
     said = ""
     for command in (
         *([*stage, "pipeline.prepare"], [*stage, "pipeline.reference"], [*maskdm, "train", "scratch", "--judge"]),
-        *([*stage, "pipeline.pretrain", "scratch"], [*stage, "pipeline.finetune", "scratch"]),
+        *(
+            [*stage, f"pipeline.{name}", arm]
+            for arm in ("scratch", "staged")
+            for name in ("pretrain", "finetune", "evaluate")
+        ),
+        *([*stage, f"pipeline.{name}"] for name in ("masks", "step_time", "report", "search_report", "page")),
         *([*maskdm, "doctor"], [*maskdm, "sync"], [*maskdm, "ui", "--search"], [*stage, "pipeline.search"]),
     ):
         ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
