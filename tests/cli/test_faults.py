@@ -14,14 +14,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from maskdm.engine.project import Project
+from maskdm.engine.single import RECORD
+from maskdm.engine.trial import trial_identity
+from maskdm.runtime.processes import ALONE
+from maskdm.tracking.records import read_record_at, write_record
 from tests.cli.conftest import Run
 from tests.datasets.test_survey import pictures
 from tests.engine.test_import_weights import checkpoint
+from tests.engine.test_model import MACHINE
 from tests.networks.test_authors import HEADS, their_weights
 from tests.raw_data import place
 
@@ -37,6 +44,7 @@ WRITERS = {
     "export scratch": "exports",
     f"import-weights ../authors.pt imported --num-heads {HEADS}": "imported",
     "sync": "mlflow.db",
+    "reproduce scratch --seed 5": "runs/train/scratch/5",
 }
 # Every command that prints; `search` and `ui` become other programs.
 PRINTERS = [
@@ -64,6 +72,21 @@ def ready(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("maskdm.engine.init.measure_rate", lambda *_: 1e11)
     monkeypatch.setattr("maskdm.engine.dry_run.BURST_SECONDS", 0.01)
     return project
+
+
+def publish_scratch(project: Path) -> None:
+    """Let there be the records of two seeds, as `reproduce` needs them; one is the other with a loss of its own."""
+    found, opened = read_record_at(project / "runs" / "train" / "scratch" / "0" / RECORD), Project.open(ALONE)
+    for seed in opened.params.seeds:
+        record = replace(
+            found,
+            stage="default",
+            key=f"scratch/{seed}",
+            identity=trial_identity(opened.trial("scratch", seed), judged=True),
+            params=found.params | {"seed": seed},
+            summary=found.summary | {"heldout_loss": found.summary["heldout_loss"] + 0.01 * seed},
+        )
+        write_record(project, record, replace(MACHINE, seconds=[1.0] * len(found.history)))
 
 
 # --- the faults -------------------------------------------------------------------------------------------------
@@ -169,6 +192,8 @@ def test_what_stops_a_command_that_writes_is_one_line_and_leaves_nothing_half_wr
 ) -> None:
     if line == "sync":
         (ready / "mlflow.db").unlink()
+    if line.startswith("reproduce"):
+        publish_scratch(ready)
     before = contents(ready)
     with fault(ready, monkeypatch):
         status = run(*line.split())
