@@ -105,7 +105,7 @@ def settings() -> dict[str, Any]:
         "recipe": "tuned",
         "data": {
             "name": "image_folder",
-            "root": None,
+            "root": "pictures/squares",
             "image_size": 32,
             "channels": 1,
             "holdout": 12,

@@ -215,7 +215,7 @@ def _identity(opened: Default) -> dict[str, str]:
     """What all numbers of the comparison hang on."""
     params, dataset = opened.found.params, opened.images.info
     return {
-        "data": f"{dataset['name']}, SHA-256 `{dataset['sha256']}`",
+        "data": f"{params.data.title}, SHA-256 `{dataset['sha256']}`",
         "measured with": page.setup(opened.found.measured_with),
         "recipe": f"`{params.recipe}`",
         "seeds": ", ".join(map(str, params.seeds)),

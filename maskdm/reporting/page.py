@@ -431,8 +431,8 @@ def default_page(
         figures: as `comparison_blocks` has them.
     """
     blocks = [
-        f"# Does masked pre-training pay on {dataset['name']}?",
-        f"**{headline(params, summary, dataset['name'])}**",
+        f"# Does masked pre-training pay on {params.data.title}?",
+        f"**{headline(params, summary, params.data.title)}**",
         *comparison_blocks(params, summary, metric, figures),
         floor(reference, metric, measured_with["samples"]),
         compared(params, recipe, dataset, num_parameters),
@@ -452,8 +452,8 @@ def compared(params: Params, recipe: Recipe, dataset: Row, num_parameters: int |
 
 `dvc repro` makes this page from `params.yaml` and the records of the trials.
 
-- **Data**: {dataset["name"]} ({dataset["source"]}); {dataset["train"]:,} training and {dataset["heldout"]:,} held-out \
-images of {"x".join(map(str, dataset["shape"]))}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
+- **Data**: {params.data.title} ({dataset["source"]}); {dataset["train"]:,} training and {dataset["heldout"]:,} \
+held-out images of {"x".join(map(str, dataset["shape"]))}{_overlap(dataset)}; SHA-256 `{dataset["sha256"][:12]}`.
 - **Network**: {model.in_words()}, {model.patch_size}x{model.patch_size} patches ({rows}x{columns} tokens){size}.
 - **Recipe** `{params.recipe}`: {objective_name(recipe.objective)}, \
 {optimisation.optimizer}, learning rate {optimisation.lr:g}.

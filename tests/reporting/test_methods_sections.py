@@ -70,7 +70,7 @@ def test_the_order_of_the_methods_on_two_data_sets_is_compared(vit: Compared) ->
         (answer,) = data_sets_answers([vit, Compared(vit.params, arms, "photographs")])
         assert "Are the same methods best on photographs?" in answer.in_short
         assert f"rank correlation of {says}, by distance" in answer.in_short
-        assert f"loss, {vit.params.data.name}" in answer.section
+        assert f"loss, {vit.params.data.title}" in answer.section
         assert "loss, photographs" in answer.section
 
 
