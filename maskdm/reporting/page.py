@@ -113,8 +113,7 @@ def headline(params: Params, summary: pd.DataFrame, dataset: str) -> str:
     best, arms = best_arm(params, summary), _rivals(params, rows)
     if best is None:
         return f"{where} there is no arm to compare with `{params.baseline}`."
-    own = [name for name, arm in params.controls.items() if arm == best["arm"]]
-    control = next((row for row in rows if row["arm"] in own), None)
+    control = _control_of(params, summary, best)
     clause = _control_clause(best, control) if control else ""
     return f"{where} {_claim(best, params.baseline, alone=len(arms) == 1)}{clause}."
 
@@ -126,6 +125,11 @@ def best_arm(params: Params, summary: pd.DataFrame) -> Row | None:
     """
     arms = _rivals(params, rows_of(summary))
     return min(arms, key=lambda row: (row[f"{LOSS}_high"] >= 1, row[LOSS]), default=None)
+
+
+def _control_of(params: Params, summary: pd.DataFrame, arm: Row) -> Row | None:
+    own = [name for name, controlled in params.controls.items() if controlled == arm["arm"]]
+    return next((row for row in rows_of(summary) if row["arm"] in own), None)
 
 
 def _rivals(params: Params, rows: list[Row]) -> list[Row]:
@@ -200,6 +204,43 @@ def result_columns(comparison: Comparison, summary: pd.DataFrame, metric: str) -
         column(f"loss against {base}", LOSS),
         column(f"{metric} against {base}", DISTANCE),
         column(f"seconds to {base}'s loss", "seconds_to_target"),
+    ]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, and what its comparison came to."""
+
+    question: str
+    dataset: str
+    params: Params
+    summary: pd.DataFrame
+
+
+def best_columns(asked: Sequence[Asked]) -> list[Column]:
+    """A row a question: the arm that its answer is about, against the baseline, and what its control ends with."""
+    rows = [(each, best_arm(each.params, each.summary)) for each in asked]
+    found = [(each, row) for each, row in rows if row is not None]
+    best = [row for _, row in found]
+    controls = [_control_of(each.params, each.summary, row) for each, row in found]
+
+    def column(title: str, measure: str) -> Column:
+        return Column(title, [number(row, measure) for row in best], [row[measure] for row in best])
+
+    def texts(title: str, cells: list[str]) -> Column:
+        return Column(title, cells, cells)
+
+    budgets = column("budget to its loss", "budget_to_target")
+    return [
+        texts("question", [each.question for each, _ in found]),
+        texts("images", [each.dataset for each, _ in found]),
+        texts("compute an arm", [si(each.params.budget.train_flops, "FLOPs") for each, _ in found]),
+        texts("best arm", [f"`{row['arm']}`" for row in best]),
+        column("compute to the baseline's loss", "compute_to_target"),
+        *([budgets] if any(not math.isnan(row["budget_to_target"]) for row in best) else []),
+        column("loss against the baseline", LOSS),
+        texts("control against the baseline", [NOTHING if row is None else number(row, LOSS) for row in controls]),
+        texts("seeds", [str(row["seeds"]) for row in best]),
     ]
 
 

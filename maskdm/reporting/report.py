@@ -220,21 +220,25 @@ def write_study() -> None:
 def study_page(
     page_name: str, head: str, parts: Mapping[str, Part], analysed: Sequence[Analysed], times: StepTimes
 ) -> str:
-    """A page: every answer in a line, then at length."""
+    """A page: every question in a row of a table, or in a line, then at length."""
     done = [found for found in analysed if found.name in parts]
-    answers = [write_part(parts[found.name], found) for found in done]
+    asked = [page.Asked(parts[found.name].question, found.dataset, found.params, found.arms) for found in done]
+    sections = [write_part(parts[found.name], found) for found in done]
+    answers: list[page.Answer] = []
     if done:
         with figures.style():
             panels = {parts[found.name].question: found.against for found in done}
             figures.save(figures.stacked(panels), STUDY_REPORTS / f"{page_name}_against")
     if page_name == "study":
-        answers += study_answers(done, analysed)
+        answers = study_answers(done, analysed)
     elif page_name == "methods":
-        answers += methods_answers(done)
+        answers = methods_answers(done)
     blocks = [
         head,
+        f"{page.as_table(page.best_columns(asked))}\n\n{study_sections.IN_SHORT}" if done else "",
         "\n".join(f"- {answer.in_short}" for answer in answers),
         f"![against](study/{page_name}_against.png)\n\n{study_sections.AGAINST}" if done else "",
+        *sections,
         *(answer.section for answer in answers),
         study_sections.missing([name for name in parts if name not in {found.name for found in done}]),
         define(done, times) if done else "",
@@ -280,8 +284,8 @@ def define(done: Sequence[Analysed], times: StepTimes) -> str:
     return page.definitions(first.params, first.metric, times, first.measured_with, measures)
 
 
-def write_part(part: Part, found: Analysed) -> page.Answer:
-    """Write the curves of a part, if it has some; returns what the page says of it."""
+def write_part(part: Part, found: Analysed) -> str:
+    """Write the curves of a part, if it has some; returns its section of the page."""
     drawn = []
     if len(found.params.budget.snapshots) > 1:  # samples that were judged along the way
         drawn.append(f"{found.name}_curves")
@@ -294,7 +298,7 @@ def write_part(part: Part, found: Analysed) -> page.Answer:
         *([] if part.set is None else [floor_of(part.set, found)]),
         f"{si(budget, 'FLOPs')} an arm; seeds {seeds}; part `{found.name}`.",
     ]
-    return page.answer(part.question, page.headline(found.params, found.arms, found.dataset), blocks)
+    return page.answer(part.question, page.headline(found.params, found.arms, found.dataset), blocks).section
 
 
 def floor_of(data_set: str, found: Analysed) -> str:

@@ -29,6 +29,11 @@ AGAINST = """\
 All arms of all parts against their baselines, with the same seed and at equal compute: a dot a seed, the mean, its \
 95 % interval.\
 """
+IN_SHORT = """\
+Of each question the arm with the lowest held-out loss, of those that are clearly below scratch if any is: a mean over \
+the seeds with its 95 % interval. It has gained nothing clear where the interval of its loss holds 0. What its control \
+gains, which sees all tokens, is not the mask's. Each question has a section below, with all arms.\
+"""
 LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute": "scratch, equal compute"}
 
 

@@ -138,7 +138,7 @@ def test_the_report_answers_what_was_run_and_names_what_was_not(project: Path) -
     stage(project, "report", "--study")
     text = (project / "reports" / "study.md").read_text()
     assert "## Does it pay?" in text
-    assert re.search(r"- \*And without positions\?\* On digits at 4 GFLOPs .+ 2 seeds\)", text)
+    assert re.search(r"\| And without positions\? +\| +digits \| +4 GFLOPs \| +`untold` \| .* \| +2 \|", text)
     assert "python -m pipeline.study third" in text
     table = pd.read_csv(project / "reports" / "study" / "trials.csv")
     assert len(table) == 8

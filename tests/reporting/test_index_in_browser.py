@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from maskdm.reporting.index import write_index
+from tests.imports import PROJECT
 from tests.reporting.test_index import make
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -36,7 +38,22 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page, wide; nothing may go wrong in it, and it may ask for nothing."""
+    """The page of a made-up project, whose numbers the tests know."""
+    with watched(browser, url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["made up", "published"])
+def any_page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """That page, and the one in `reports/`."""
+    published = (PROJECT / "reports" / "index.html").resolve().as_uri()
+    with watched(browser, published if request.param == "published" else url) as opened:
+        yield opened
+
+
+@contextmanager
+def watched(browser: Browser, url: str) -> Iterator[Page]:
+    """A page, wide; nothing may go wrong in it, and it may ask for nothing."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     opened = context.new_page()
     wrong: list[str] = []
@@ -152,9 +169,9 @@ def test_the_grid_shows_the_samples_of_its_place(page: Page) -> None:
         assert shown.get_attribute("src") == expected
 
 
-def test_the_keyboard_reaches_every_control(page: Page) -> None:
-    page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
-    wanted = page.evaluate(
+def test_the_keyboard_reaches_every_control(any_page: Page) -> None:
+    any_page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+    wanted = any_page.evaluate(
         """() => {
           const kinds = "a[href], button, summary, input:not([type=radio]), input[type=radio]:checked, [tabindex='0']";
           const nodes = [...document.querySelectorAll(kinds)];
@@ -164,8 +181,8 @@ def test_the_keyboard_reaches_every_control(page: Page) -> None:
     )
     reached, ring = set(), 0
     for _ in range(wanted + 5):
-        page.keyboard.press("Tab")
-        place, outline = page.evaluate(
+        any_page.keyboard.press("Tab")
+        place, outline = any_page.evaluate(
             "() => [document.activeElement.dataset.place, getComputedStyle(document.activeElement).outlineStyle]"
         )
         reached.add(place)
@@ -187,18 +204,18 @@ def test_controls_work_by_keyboard(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [PHONE, 768, 1200])
-def test_nothing_scrolls_sideways(page: Page, width: int) -> None:
-    page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
-    page.set_viewport_size({"width": width, "height": 800})
-    page.wait_for_function(f"document.querySelector('#chart-distance').viewBox.baseVal.width <= {width}")
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+def test_nothing_scrolls_sideways(any_page: Page, width: int) -> None:
+    any_page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+    any_page.set_viewport_size({"width": width, "height": 800})
+    any_page.wait_for_function(f"document.querySelector('#chart-distance').viewBox.baseVal.width <= {width}")
+    assert any_page.evaluate("document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(page: Page, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+def test_text_stands_out_in_light_and_dark(any_page: Page, scheme: str) -> None:
+    any_page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     for selector in ("body", ".note", "nav a", "#chart-heldout_loss text"):
-        assert contrast(page, selector) > 4.5, selector
+        assert contrast(any_page, selector) > 4.5, selector
 
 
 def contrast(page: Page, selector: str) -> float:
@@ -220,13 +237,13 @@ def contrast(page: Page, selector: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_on_paper_everything_is_open_and_light_and_no_control_is_left(page: Page, tmp_path: Path) -> None:
-    page.emulate_media(media="print", color_scheme="dark")
-    page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
-    assert not page.locator("#curves-controls").is_visible()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    page.pdf(path=tmp_path / "page.pdf")
+def test_on_paper_everything_is_open_and_light_and_no_control_is_left(any_page: Page, tmp_path: Path) -> None:
+    any_page.emulate_media(media="print", color_scheme="dark")
+    any_page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert any_page.locator("details:not([open])").count() == 0
+    assert not any_page.locator("#curves-controls").is_visible()
+    assert any_page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    any_page.pdf(path=tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").stat().st_size > 10_000
 
 

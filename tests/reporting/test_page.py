@@ -415,7 +415,12 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
 
     text = (run / "reports" / "study.md").read_text()
     gain = "On squares at 36 TFLOPs `block90` {verb} `scratch`'s final held-out loss with 78.1 % of its compute"
-    assert f"- *Does it pay?* {gain.format(verb='ends at')}" in text  # beside the half budget
+    assert f"## Does it pay?\n\n**{gain.format(verb='ends at')}" in text  # beside the half budget
+    (row,) = (line for line in text.splitlines() if line.startswith("| Does it pay? "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:4] == ["squares", "36 TFLOPs", "`block90`"]
+    assert cells[5].startswith("78.1 % (")
+    assert (cells[7].partition(" (")[0], cells[8]) == ("-2.5 %", "4")
     assert f"## And at its end?\n\n**{gain.format(verb='reaches')}" in text
     assert text.count("budget to scratch's loss |") == text.count("**budget to the baseline's loss**") == 1
     assert "The paper: it does." in text
@@ -436,10 +441,10 @@ def test_the_study_answers_what_was_run_and_names_what_was_not(run: Path, monkey
     methods = (run / "reports" / "methods.md").read_text()
     sooner = (run / "reports" / "methods-half.md").read_text()
     assert all(f"(study/{name})" in text + methods + sooner for name in names)
-    assert f"*Which method?* {gain.format(verb='ends at')}" in methods
+    assert f"## Which method?\n\n**{gain.format(verb='ends at')}" in methods
     assert "The smallest budget with which the arm, its schedule fitted to it, ends at scratch's" in methods
     assert sooner.startswith("# The methods with half of the compute")
-    assert "*And sooner?* On squares at 18 TFLOPs" in sooner
+    assert "## And sooner?\n\n**On squares at 18 TFLOPs" in sooner
     assert (
         "wherever it was trained: `patch90`, `block90`; clearly above it everywhere: `crop3`; neither: no arm"
         in methods
