@@ -24,7 +24,7 @@ def test_three_commands_lead_from_a_folder_to_an_answer(tmp_path: Path) -> None:
     command(project, "dvc", "repro", timeout=3000)
     report = (project / "reports" / "report.md").read_text(encoding="utf-8")
     assert re.search(r"\*\*On my photos at .+FLOPs ", report)
-    shown = command(project / "docs", "maskdm", "open", DISPLAY="", WAYLAND_DISPLAY="")
+    shown = command(project / "profiles", "maskdm", "open", DISPLAY="", WAYLAND_DISPLAY="")
     assert "reports/index.html" in shown
     assert "my photos" in (project / "reports" / "index.html").read_text(encoding="utf-8")
     assert "up to date" in command(project, "dvc", "repro")
