@@ -60,7 +60,9 @@ KINDS = {
     "evaluation": re.compile(r"evaluate@\w+ evaluate "),
 }
 OF_A_RUN = ("timing.json", "SHA256SUMS")  # files that hold seconds, and the sums of these
-OF_THE_MACHINE = re.compile(r"(train_|stage_)?seconds.*|images_per_second.*|peak_memory_bytes.*")
+OF_THE_MACHINE = re.compile(
+    r"(train_|stage_)?seconds.*|(images|tokens|flops)_per_second.*|of_flop_ideal|(peak_)?memory_bytes.*"
+)
 
 
 @dataclass(frozen=True)
