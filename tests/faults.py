@@ -58,6 +58,7 @@ import maskdm.reporting.index
 from maskdm.training.loop import PhaseTrainer
 from tests.conftest import PARAMS
 from tests.kills import differences, facts, wait_for_workers, working_folders
+from tests.pipeline.test_pipeline import dvc_stages
 from tests.pipeline.test_study import DENSE, FIRST, write_blocks
 from tests.pipeline.test_tune import ARMS
 from tests.swiss_roll.test_swiss_roll import TOY as SWISS_ROLL
@@ -86,6 +87,13 @@ THREE_MASKS: dict[str, Any] = {
         }.items()
     },
 }
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
+FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
+JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
+TOO_LATE = "after the end"  # a run on a faster machine saves its state less often: another moment is drawn
+UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
+UNREADABLE = "the results cannot be read"
+HAVE_WORKERS = f"pretrain@staged|finetune|evaluate|search$|part|tuning|^{WHOLE}$"
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
 FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
 JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
@@ -304,9 +312,8 @@ def command_of(target: str) -> list[str]:
     """The module and the arguments of a stage."""
     file, _, stage = target.rpartition(":")
     name, _, key = stage.partition("@")
-    usual = (name, "--study") if (file, name) == ("study/dvc.yaml", "step_time") else (name,)
-    module, *options = OPTIONS.get(name, usual)
-    return [f"pipeline.{module}", *options, *([key] if key else [])]
+    command = dvc_stages()[f"{file or WHOLE}:{name}"]["cmd"]
+    return shlex.split(command.replace("${key}", key).removeprefix("python -m "))
 
 
 def prepare_forks() -> None:
