@@ -16,6 +16,7 @@ from maskdm.config.method import Group
 from maskdm.config.objective import objective_name
 from maskdm.config.params import Params
 from maskdm.config.recipe import Recipe
+from maskdm.reporting.analysed import Analysed
 from maskdm.reporting.analysis import (
     AGAINST,
     AGAINST_CONTROL,
@@ -100,7 +101,12 @@ class Column:
 
 def answer(question: str, found: str, section: Sequence[str]) -> Answer:
     """An answer from its sentence and the blocks below it."""
-    return Answer(f"*{question}* {found}", "\n\n".join([f"## {question}", f"**{found}**", *section]))
+    return Answer(f"*{question}* {found}", section_of(question, found, section))
+
+
+def section_of(question: str, found: str, section: Sequence[str]) -> str:
+    """The answer at length."""
+    return "\n\n".join([f"## {question}", f"**{found}**", *section])
 
 
 # --- the answer ---------------------------------------------------------------------------------------------
@@ -207,40 +213,27 @@ def result_columns(comparison: Comparison, summary: pd.DataFrame, metric: str) -
     ]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question, and what its comparison came to."""
-
-    question: str
-    dataset: str
-    params: Params
-    summary: pd.DataFrame
-
-
-def best_columns(asked: Sequence[Asked]) -> list[Column]:
+def best_columns(asked: Sequence[tuple[str, Analysed]]) -> list[Column]:
     """A row a question: the arm that its answer is about, against the baseline, and what its control ends with."""
-    rows = [(each, best_arm(each.params, each.summary)) for each in asked]
-    found = [(each, row) for each, row in rows if row is not None]
-    best = [row for _, row in found]
-    controls = [_control_of(each.params, each.summary, row) for each, row in found]
+    rows = [(question, found, best_arm(found.params, found.arms)) for question, found in asked]
+    answered = [(question, found, row) for question, found, row in rows if row is not None]
+    best = [row for _, _, row in answered]
+    controls = [_control_of(found.params, found.arms, row) for _, found, row in answered]
 
     def column(title: str, measure: str) -> Column:
         return Column(title, [number(row, measure) for row in best], [row[measure] for row in best])
 
-    def texts(title: str, cells: list[str]) -> Column:
-        return Column(title, cells, cells)
-
     budgets = column("budget to its loss", "budget_to_target")
     return [
-        texts("question", [each.question for each, _ in found]),
-        texts("images", [each.dataset for each, _ in found]),
-        texts("compute an arm", [si(each.params.budget.train_flops, "FLOPs") for each, _ in found]),
-        texts("best arm", [f"`{row['arm']}`" for row in best]),
+        _texts("question", [question for question, _, _ in answered]),
+        _texts("images", [found.dataset for _, found, _ in answered]),
+        _texts("compute an arm", [si(found.params.budget.train_flops, "FLOPs") for _, found, _ in answered]),
+        _texts("best arm", [f"`{row['arm']}`" for row in best]),
         column("compute to the baseline's loss", "compute_to_target"),
         *([budgets] if any(not math.isnan(row["budget_to_target"]) for row in best) else []),
         column("loss against the baseline", LOSS),
-        texts("control against the baseline", [NOTHING if row is None else number(row, LOSS) for row in controls]),
-        texts("seeds", [str(row["seeds"]) for row in best]),
+        _texts("control against the baseline", [NOTHING if row is None else number(row, LOSS) for row in controls]),
+        _texts("seeds", [str(row["seeds"]) for row in best]),
     ]
 
 
@@ -252,16 +245,13 @@ def details_columns(comparison: Comparison, summary: pd.DataFrame, metric: str) 
         values = [row[key] for row in rows]
         return Column(title, [NOTHING if pd.isna(value) else form(value) for value in values], values)
 
-    def texts(title: str, cells: list[str]) -> Column:
-        return Column(title, cells, cells)
-
     return [
         _arms(comparison, rows),
-        texts("masks", [row["masks"] or NOTHING for row in rows]),
-        texts("removed", [_ratios(row["effective_mask_ratio"]) for row in rows]),
+        _texts("masks", [row["masks"] or NOTHING for row in rows]),
+        _texts("removed", [_ratios(row["effective_mask_ratio"]) for row in rows]),
         numbers("share of compute", "mask_share", percent),
-        texts("batch", [row["batch_size"] for row in rows]),
-        texts("learning rate", [row["lr"] for row in rows]),
+        _texts("batch", [row["batch_size"] for row in rows]),
+        _texts("learning rate", [row["lr"] for row in rows]),
         numbers("images seen", "images_seen", "{:,.0f}".format),
         numbers("seconds", "train_seconds", "{:,.0f}".format),
         numbers("images/s", "images_per_second", "{:,.0f}".format),
@@ -270,6 +260,10 @@ def details_columns(comparison: Comparison, summary: pd.DataFrame, metric: str) 
         numbers(metric, "distance", four_digits),
         *(numbers(name, name, "{:.3g}".format) for name in OF_SAMPLES if name in summary),
     ]
+
+
+def _texts(title: str, cells: list[str]) -> Column:
+    return Column(title, cells, cells)
 
 
 def as_table(columns: Sequence[Column]) -> str:

@@ -222,12 +222,12 @@ def study_page(
 ) -> str:
     """A page: every question in a row of a table, or in a line, then at length."""
     done = [found for found in analysed if found.name in parts]
-    asked = [page.Asked(parts[found.name].question, found.dataset, found.params, found.arms) for found in done]
+    asked = [(parts[found.name].question, found) for found in done]
     sections = [write_part(parts[found.name], found) for found in done]
     answers: list[page.Answer] = []
     if done:
         with figures.style():
-            panels = {parts[found.name].question: found.against for found in done}
+            panels = {question: found.against for question, found in asked}
             figures.save(figures.stacked(panels), STUDY_REPORTS / f"{page_name}_against")
     if page_name == "study":
         answers = study_answers(done, analysed)
@@ -298,7 +298,7 @@ def write_part(part: Part, found: Analysed) -> str:
         *([] if part.set is None else [floor_of(part.set, found)]),
         f"{si(budget, 'FLOPs')} an arm; seeds {seeds}; part `{found.name}`.",
     ]
-    return page.answer(part.question, page.headline(found.params, found.arms, found.dataset), blocks).section
+    return page.section_of(part.question, page.headline(found.params, found.arms, found.dataset), blocks)
 
 
 def floor_of(data_set: str, found: Analysed) -> str:

@@ -30,9 +30,9 @@ All arms of all parts against their baselines, with the same seed and at equal c
 95 % interval.\
 """
 IN_SHORT = """\
-Of each question the arm with the lowest held-out loss, of those that are clearly below scratch if any is: a mean over \
-the seeds with its 95 % interval. It has gained nothing clear where the interval of its loss holds 0. What its control \
-gains, which sees all tokens, is not the mask's. Each question has a section below, with all arms.\
+Each row shows one arm: the one with the lowest held-out loss, among those clearly below scratch if there are any. \
+Numbers are means over the seeds with 95 % intervals. Where the interval of the loss holds 0, nothing clear is gained. \
+A control sees all tokens: what it gains is not the mask's. The sections below have all arms.\
 """
 LOOKS = {"pretrained": "pre-trained", "steps": "scratch, equal steps", "compute": "scratch, equal compute"}
 
