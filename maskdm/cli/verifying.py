@@ -95,12 +95,18 @@ def verify(
         print_json({"day": str(today), "is_met": not failed, "rows": found, "left_out": others})
     else:
         print_table([{name: value for name, value in row.items() if not name.startswith("is_")} for row in found])
-        rest = f"{len(failed)} do not hold: " + ", ".join(row["row"] for row in failed) if failed else "all hold"
-        unwritten = [row["row"] for row in found if not row.get("is_checked", True)]
-        rest += f"; not written, hence not checked: {', '.join(unwritten)}" if unwritten else ""
-        print(f"{len(found) - len(unwritten)} checked on {today}: {rest}")
+        print(f"{in_short(found)} ({today})")
     if failed:
         raise typer.Exit(NOT_MET)
+
+
+def in_short(rows: list[dict[str, Any]]) -> str:
+    """How many rows were checked, and which of them do not hold."""
+    failed = [row["row"] for row in rows if not row["is_met"]]
+    unwritten = [row["row"] for row in rows if not row["is_checked"]]
+    found = f"{len(failed)} do not hold: {', '.join(failed)}" if failed else "all hold"
+    aside = f"; not written, hence not checked: {', '.join(unwritten)}" if unwritten else ""
+    return f"{len(rows) - len(unwritten)} checked: {found}{aside}"
 
 
 def _judged(one: "Repeated") -> dict[str, Any]:
@@ -114,6 +120,7 @@ def _judged(one: "Repeated") -> dict[str, Any]:
         "what": f"seed {one.check.seed}" if is_new else "its own seed",
         "published": "",
         "here": "",
+        "is_checked": True,
     }
     if one.record is None:
         return row | {"verdict": f"not repeated: {one.obstacle}", "is_met": False}
@@ -164,7 +171,7 @@ def _write_again(page: str) -> "Rendering":
 
 
 def _rendered(one: "Rendering") -> dict[str, Any]:
-    row = {"table": "pages", "row": one.page, "what": "written again", "published": "", "here": ""}
+    row = {"table": "pages", "row": one.page, "what": "written again", "published": "", "here": "", "is_checked": True}
     if one.obstacle:  # samples are kept on the machine that drew them: that they are elsewhere is no fault
         return row | {"verdict": f"not written: {one.obstacle}", "is_met": True, "is_checked": False}
     verdict = f"differs: {', '.join(one.differing)}" if one.differing else f"the same bytes, {one.files} files"

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from maskdm.cli.verifying import _judged, _rendered, in_short
 from maskdm.engine import verifying
-from maskdm.engine.verifying import Check, Job, due, within
+from maskdm.engine.verifying import Check, Job, Repeated, due, within
 from maskdm.reporting.pairs import expect_again
-from maskdm.reporting.rendering import render_again
+from maskdm.reporting.rendering import Rendering, render_again
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import write_text
 from maskdm.tracking.records import Folded, Record, Stage, read_records
@@ -106,6 +107,13 @@ def test_a_page_is_written_again_beside_the_published_one(tmp_path: Path, monkey
         raise MaskDMError("runs: no such file")
 
     assert render_again("a.md", fail).obstacle == "runs: no such file"
+
+
+def test_a_page_that_cannot_be_written_here_is_not_counted_as_checked() -> None:
+    untrained = _judged(Repeated(Check(DAY, "tuning", "rates/scratch-00"), obstacle="records: damaged"))
+    pages = [_rendered(Rendering("a.md", 2)), _rendered(Rendering("b.md", 2, obstacle="runs: no samples"))]
+    assert in_short(pages) == "1 checked: all hold; not written, hence not checked: b.md"
+    assert in_short([untrained, *pages]).startswith("2 checked: 1 do not hold: rates/scratch-00; ")
 
 
 # --- the command, on a toy project with a table of each kind -----------------------------------------------------
