@@ -28,9 +28,9 @@ class Analysed:
     data_set: str | None = None  # its name in the study; None: that of `params.yaml`
 
     @property
-    def dataset(self) -> str:
-        """The name of the data set."""
-        return self.data_set or str(self.data["name"])
+    def images(self) -> str:
+        """What people call its images."""
+        return self.data_set or self.params.data.title
 
     @property
     def colors(self) -> figures.Colors:

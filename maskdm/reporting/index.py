@@ -154,8 +154,8 @@ def view_of(
     shares = sorted({share for _, _, share in uris})
     measures = {*found.arms, *opened.reference["floor"]}
     return {
-        "title": f"Does masked pre-training pay on {found.dataset}?",
-        "answer": page.headline(params, found.arms, found.dataset),
+        "title": f"Does masked pre-training pay on {found.images}?",
+        "answer": page.headline(params, found.arms, found.images),
         "figures": _figures(params, found.arms),
         "baseline": params.baseline,
         "metric": found.metric,

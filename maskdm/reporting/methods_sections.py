@@ -56,8 +56,8 @@ class Compared:
         return ", ".join(filter(None, told))
 
     @property
-    def dataset(self) -> str:
-        """The name of the data set."""
+    def images(self) -> str:
+        """What people call its images."""
         return self.data_set or self.params.data.title
 
     @property
@@ -142,11 +142,11 @@ def _data_set_answer(own: Compared, other: Compared) -> Answer:
     section = [
         f"Spearman's rank correlation of {len(arms)} arms by their mean over the seeds, each against its baseline at "
         f"equal compute; p is how often unrelated orders agree at least as much. {own.label}; "
-        f"{len(own.params.seeds)} seeds on {own.dataset}, {len(other.params.seeds)} on {other.dataset}. Their means:",
+        f"{len(own.params.seeds)} seeds on {own.images}, {len(other.params.seeds)} on {other.images}. Their means:",
         table(
             {"arm": arms}
             | {
-                f"{title}, {part.dataset}": [mean_and_interval(part.rows[arm], measure)[0] for arm in arms]
+                f"{title}, {part.images}": [mean_and_interval(part.rows[arm], measure)[0] for arm in arms]
                 for measure, title in ((LOSS, "loss"), (DISTANCE, "distance"))
                 for part in (own, other)
             }

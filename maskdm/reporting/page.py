@@ -226,7 +226,7 @@ def best_columns(asked: Sequence[tuple[str, Analysed]]) -> list[Column]:
     budgets = column("budget to its loss", "budget_to_target")
     return [
         _texts("question", [question for question, _, _ in answered]),
-        _texts("images", [found.dataset for _, found, _ in answered]),
+        _texts("images", [found.images for _, found, _ in answered]),
         _texts("compute an arm", [si(found.params.budget.train_flops, "FLOPs") for _, found, _ in answered]),
         _texts("best arm", [f"`{row['arm']}`" for row in best]),
         column("compute to the baseline's loss", "compute_to_target"),

@@ -298,7 +298,7 @@ def write_part(part: Part, found: Analysed) -> str:
         *([] if part.set is None else [floor_of(part.set, found)]),
         f"{si(budget, 'FLOPs')} an arm; seeds {seeds}; part `{found.name}`.",
     ]
-    return page.section_of(part.question, page.headline(found.params, found.arms, found.dataset), blocks)
+    return page.section_of(part.question, page.headline(found.params, found.arms, found.images), blocks)
 
 
 def floor_of(data_set: str, found: Analysed) -> str:
