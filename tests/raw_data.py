@@ -3,8 +3,9 @@
 import io
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import lmdb
 import numpy as np
 from PIL import Image
 
@@ -37,12 +38,21 @@ def place(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def tar_of(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as archive:
+def tar_of(path: Path, files: dict[str, bytes], mode: Literal["w", "w:gz"] = "w:gz") -> None:
+    with tarfile.open(path, mode) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+
+
+def database(path: Path, values: dict[str, bytes]) -> Path:
+    """An LMDB, a folder, with values of up to 1 GB in all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lmdb.open(str(path), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key.encode(), value)
+    return path
 
 
 def grey_levels(count: int, folder: str = "") -> dict[str, bytes]:

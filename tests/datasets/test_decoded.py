@@ -9,12 +9,11 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +25,7 @@ from maskdm.datasets.raw import RawImages
 from maskdm.runtime.errors import MaskDMError
 from tests.imports import PROJECT
 from tests.memory import bounded
-from tests.raw_data import grey_levels, image_bytes, levels, place, prepared, settings
+from tests.raw_data import database, grey_levels, image_bytes, levels, place, prepared, settings, tar_of
 
 
 def noise(count: int) -> dict[str, bytes]:
@@ -176,7 +175,6 @@ def test_other_settings_and_changed_files_begin_anew(
 
 @pytest.mark.usefixtures("reads")
 def test_a_tar_is_not_unpacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tarfile
 
     place(tmp_path / "images", grey_levels(8))
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
@@ -263,28 +261,23 @@ def test_all_cores_together_stay_within_as_little_memory_each(tmp_path: Path) ->
 LARGE = 190  # images of 2 MB each, as they are stored
 
 
-def large_images() -> Iterator[tuple[str, bytes]]:
-    return ((f"{index:03d}.bmp", image_bytes(index, (1000, 700), "BMP")) for index in range(LARGE))
+def large_images() -> dict[str, bytes]:
+    return {f"{index:03d}.bmp": image_bytes(index, (1000, 700), "BMP") for index in range(LARGE)}
 
 
-def put_into_tar(root: Path, mode: Literal["w", "w:gz"] = "w") -> str:
-    with tarfile.open(root / "a.tar", mode) as archive:
-        for name, content in large_images():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+def put_into_tar(root: Path) -> str:
+    tar_of(root / "a.tar", large_images(), "w")
     return "image_folder"
 
 
 def put_into_packed_tar(root: Path) -> str:
-    name = put_into_tar(root, "w:gz")
-    (root / "a.tar").rename(root / "a.tar.gz")
-    return name
+    tar_of(root / "a.tar.gz", large_images())
+    return "image_folder"
 
 
 def put_into_zip(root: Path) -> str:
     with zipfile.ZipFile(root / "a.zip", "w") as archive:
-        for name, content in large_images():
+        for name, content in large_images().items():
             archive.writestr(name, content)
     return "image_folder"
 
@@ -295,9 +288,7 @@ def put_into_webdataset(root: Path) -> str:
 
 
 def put_into_lmdb(root: Path) -> str:
-    with lmdb.open(str(root), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
-        for name, content in large_images():
-            transaction.put(name.encode(), content)
+    database(root, large_images())
     return "lmdb"
 
 
@@ -322,7 +313,7 @@ def test_a_group_of_rows_of_several_times_the_memory_is_read(tmp_path: Path) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    images = [image_bytes(index, (1000, 700), "BMP") for index in range(190)]  # 2 MB each
+    images = list(large_images().values())
     (tmp_path / "raw").mkdir()
     file = tmp_path / "raw" / "a.parquet"
     pages: dict[str, Any] = {"use_dictionary": False, "write_batch_size": 1}  # of one image each

@@ -3,19 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import pytest
 
 from maskdm.runtime.errors import MaskDMError
-from tests.raw_data import image_bytes, levels, place, prepared, settings
-
-
-def database(path: Path, values: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value)
-    return path
+from tests.raw_data import database, image_bytes, levels, place, prepared, settings
 
 
 def images(count: int) -> dict[str, bytes]:

@@ -66,7 +66,7 @@ TREES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tuning": (Tuned, TUNED | {"recipe": "v", "model": PARAMS["model"]}),
 }
 
-NAMES = ["params.yaml", "study/params.yaml"]
+FILES = [("params.yaml", PARAMS, load_params), ("study/params.yaml", TREES["study"][1], load_study)]
 RECIPE_OF_TESTS = Recipe.model_validate(RECIPE)
 
 
@@ -87,9 +87,11 @@ def test_values_of_settings(kind: str, weight: int, examples: int) -> None:
     fuzz(weight * examples, f"values of {kind}", randoms(), check)
 
 
-@pytest.mark.parametrize(("tree", "load"), [(PARAMS, load_params), (TREES["study"][1], load_study)], ids=NAMES)
+@pytest.mark.parametrize(("name", "tree", "load"), FILES, ids=[name for name, *_ in FILES])
 @amounts(300, few=4)
-def test_text_of_settings(tree: dict[str, Any], load: Callable[[Path], object], examples: int, tmp_path: Path) -> None:
+def test_text_of_settings(
+    name: str, tree: dict[str, Any], load: Callable[[Path], object], examples: int, tmp_path: Path
+) -> None:
     text = StringIO()
     YAML(typ="safe", pure=True).dump(tree, text)
     path, usual = tmp_path / "params.yaml", text.getvalue().encode()
@@ -101,4 +103,4 @@ def test_text_of_settings(tree: dict[str, Any], load: Callable[[Path], object], 
         path.write_bytes(random.choice([snippet, b"".join(lines), changed_bytes(usual, random)]))
         return answer_of(lambda: load(path))
 
-    fuzz(examples, f"text of {NAMES[0] if load is load_params else NAMES[1]}", randoms(), check)
+    fuzz(examples, f"text of {name}", randoms(), check)
