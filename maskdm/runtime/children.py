@@ -11,6 +11,15 @@ POLL_SECONDS = 0.5
 
 def end_with_parent() -> None:
     """Let this process die with the one that started it."""
+    _send_when_parent_ends(signal.SIGKILL)
+
+
+def stop_with_parent() -> None:
+    """Let the end of the process that started this one be a SIGTERM to it: what handles that saves its state."""
+    _send_when_parent_ends(signal.SIGTERM)
+
+
+def _send_when_parent_ends(number: signal.Signals) -> None:
     started_by, parent = parent_process(), os.getppid()
 
     def wait() -> None:
@@ -18,6 +27,6 @@ def end_with_parent() -> None:
             started_by.join()
         while started_by is None and os.getppid() == parent:  # of another kind than `multiprocessing` starts
             time.sleep(POLL_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=wait, daemon=True).start()
