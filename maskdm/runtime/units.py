@@ -2,9 +2,10 @@
 
 
 def si(value: float, unit: str) -> str:
-    """A number with an SI prefix: `si(36e12, "FLOPs")` is `36 TFLOPs`."""
+    """A number with an SI prefix: `si(36e12, "FLOPs")` is `36 TFLOPs`, and `si(1e12, "FLOPs")` is `1 TFLOP`."""
     factor, prefix = si_prefix(value)
-    return f"{value / factor:.4g} {prefix}{unit}"
+    number = f"{value / factor:.4g}"
+    return f"{number} {prefix}{unit.removesuffix('s') if number == '1' else unit}"
 
 
 def si_prefix(value: float) -> tuple[float, str]:
