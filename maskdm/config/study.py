@@ -91,13 +91,16 @@ class Study(Schema):
         self._check_sets("parts", self.parts, self.set_parts)
         self._check_sets("tunings", self.tunings, self.set_tunings)
         for name, part in self.all_parts.items():
-            others = tuple(self.sets[part.set].others) if part.set else ()
             for arm, phases in part.arms.items():
-                _check_phases(f"{name}.arms.{arm}", phases, others)
+                _check_phases(f"{name}.arms.{arm}", phases, self._others(part.set))
         for name, tuned in self.all_tunings.items():
             for arm, tuning in tuned.arms.items():
-                _check_phases(f"{name}.arms.{arm}.arm", tuning.arm, ())
+                _check_phases(f"{name}.arms.{arm}.arm", tuning.arm, self._others(tuned.set))
         return self
+
+    def _others(self, data_set: str | None) -> tuple[str, ...]:
+        """The sets that phases may see beside a data set of the study."""
+        return tuple(self.sets[data_set].others) if data_set else ()
 
     def _check_sets(self, key: str, plain: Mapping[str, Part | Tuned], on_sets: Mapping[str, Part | Tuned]) -> None:
         if twice := set(plain) & set(on_sets):

@@ -350,6 +350,9 @@ def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: d
     assert study.params("one", params) == params
     own = {"data": Data.model_validate(other), "evaluation": params.evaluation.model_copy(update={"reference": 90})}
     assert study.params("two", params) == params.model_copy(update=own)
+    on_set = {"set_tunings": {"rates": tuned | {"set": "small", "arms": {"few": few}}}}
+    with_others = on_set | {"sets": {"small": {"data": other, "others": {"big": other}}}}
+    assert load_study(write(tmp_path, blocks | with_others)).all_tunings["rates"].arms["few"].arm[0].set == "big"
     for changes, says in (
         ({"set_parts": {"two": part | {"set": "smal"}}}, r"set_parts\.two\.set=smal; allowed: small"),
         ({"set_parts": {"two": part}}, r"set_parts\.two\.set=None; allowed: small"),
@@ -362,10 +365,7 @@ def test_a_part_may_have_one_of_the_studys_data_sets(tmp_path: Path, settings: d
         ({"set_parts": {"one": part | {"set": "small"}}}, r"set_parts\.one: parts has one of that name"),
         ({"tunings": {"rates": tuned | {"set": "small"}}}, r"tunings\.rates\.set=small; allowed: none"),
         ({"set_tunings": {"rates": tuned}}, r"set_tunings\.rates\.set=None; allowed: small"),
-        (
-            {"set_tunings": {"rates": tuned | {"set": "small", "arms": {"few": few}}}},
-            r"rates\.arms\.few\.arm\.0\.set=big; allowed: none",
-        ),
+        (on_set, r"rates\.arms\.few\.arm\.0\.set=big; allowed: none"),
     ):
         with pytest.raises(MaskDMError, match=says):
             load_study(write(tmp_path, blocks | changes))
