@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from maskdm.config.params import Params
-from maskdm.reporting.analysis import Records, compute_to_target
-from maskdm.reporting.page import Column
+from maskdm.reporting.analysis import Records, compute_to_target, interval
+from maskdm.reporting.page import LOSS, Column, mean_and_interval
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.files import reading
 from maskdm.runtime.units import four_digits, percent, si
@@ -129,20 +129,21 @@ def trial_columns(trials: pd.DataFrame) -> list[Column]:
 
 
 def verdict(confirmed: pd.DataFrame) -> str:
-    """Whether the best of the search is ahead with seeds it was not chosen by, by a plain rule: seed for seed."""
+    """How far the best of the search is ahead, seed for seed, with seeds that it was not chosen by."""
     best = confirmed["arm"].iloc[0]
     return " ".join(_compared(confirmed, best, other) for other in ("scratch", "paper"))
 
 
 def _compared(confirmed: pd.DataFrame, best: str, other: str) -> str:
     losses = confirmed.pivot(index="seed", columns="arm", values="heldout_loss")
-    change = losses[best].mean() / losses[other].mean() - 1
-    ahead, seeds = int((losses[best] < losses[other]).sum()), len(losses)
+    shares = losses[best] / losses[other]
+    low, high = interval(shares.tolist())
+    row = {LOSS: shares.mean(), f"{LOSS}_low": low, f"{LOSS}_high": high, "seeds": len(shares)}
+    change, ends = mean_and_interval(row, LOSS)
     name = {"scratch": "training from scratch", "paper": "the paper's default"}[other]
-    how = "lower" if change < 0 else "higher"
     return (
-        f"The held-out loss of `{best}` is {percent(abs(change))} {how} than that of {name} in the mean; it is lower "
-        f"with {ahead} of {seeds} seeds."
+        f"The held-out loss of `{best}` against that of {name}: {change}{f' ({ends})' if ends else ''}, lower with "
+        f"{(shares < 1).sum()} of {len(shares)} seeds."
     )
 
 
@@ -188,6 +189,8 @@ def caution(params: Params, confirmed: pd.DataFrame) -> str:
     )
     if metric != "fid":
         sentence += f"; `{metric}` is a stand-in, not FID"
+    if len(seeds) > 1:
+        sentence += ". The table has means over the seeds, in parentheses the lowest and the highest"
     return f"{sentence}."
 
 

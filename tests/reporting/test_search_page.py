@@ -49,5 +49,5 @@ def test_the_table_says_with_how_many_seeds_the_loss_is_reached(confirmed: pd.Da
 
 def test_the_verdict_counts_seeds_and_not_means_alone(confirmed: pd.DataFrame) -> None:
     said = verdict(confirmed)
-    assert "`trial3` is 10 % lower than that of training from scratch in the mean; it is lower with 2 of 2" in said
-    assert "`trial3` is 25 % lower than that of the paper's default in the mean; it is lower with 2 of 2" in said
+    assert "`trial3` against that of training from scratch: -10.0 % (-10.0 to -10.0 %), lower with 2 of 2 seeds" in said
+    assert "`trial3` against that of the paper's default: -25.0 % (-25.0 to -25.0 %), lower with 2 of 2 seeds" in said
