@@ -57,12 +57,6 @@ class Check:
         folder = self.row.partition("/")[0]
         return folder if self.seed is not None else f"{self.stage}/{folder}"
 
-    @property
-    def path(self) -> Path:
-        """Of the record of what is trained now."""
-        end = "" if self.seed is None else f"-{self.seed}"
-        return ROOT / "runs" / "verify" / self.day.isoformat() / self.stage / f"{self.row}{end}.json"
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -72,6 +66,11 @@ class Opened:
     judged: bool
     published: tuple[Record, ...]  # the row's seeds, or the trial alone
     is_same_kind: bool  # whether this machine should give a recorded trial's digits
+
+    @property
+    def identity(self) -> str:
+        """Of the trial: rows of two tables may be one trial."""
+        return trial_identity(self.trial, self.judged)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ class Job:
     """What a check takes."""
 
     check: Check
-    flops: float = 0.0  # of training; 0: it cannot be trained
+    identity: str = ""  # of the trial; empty: it cannot be trained
+    flops: float = 0.0  # of training
     size: float = 0.0  # with judging, as `judging_flops` counts
     is_done: bool = True
 
@@ -131,12 +131,18 @@ def job_of(check: Check) -> Job:
     """What a check takes."""
     try:
         found = opened(check)
-        is_done = _known(check, found) is not None
+        is_done = _known(check.day, found) is not None
     except MaskDMError:  # `repeat` says what
         return Job(check)
     params = found.trial.params
     flops = params.budget.train_flops
-    return Job(check, flops, flops + (judging_flops(params, found.trial.recipe) if found.judged else 0.0), is_done)
+    return Job(
+        check,
+        found.identity,
+        flops,
+        flops + (judging_flops(params, found.trial.recipe) if found.judged else 0.0),
+        is_done,
+    )
 
 
 def of_tables(checks: list[Check], names: Collection[str]) -> list[Check]:
@@ -173,7 +179,7 @@ def within(jobs: list[Job], budget: float | None) -> list[Job]:
 
 def cost(jobs: list[Job], workers: int) -> Cost:
     """What some jobs take here, by a burst of steps of the first. What is done or cannot be done costs nothing."""
-    left = [job for job in jobs if not job.is_done]
+    left = [first for first, *_ in one_a_trial(jobs) if not first.is_done]
     if not left:
         return Cost(0, 0.0, 0.0, workers)
     trial, workers = opened(left[0].check).trial, min(workers, len(left))
@@ -182,23 +188,38 @@ def cost(jobs: list[Job], workers: int) -> Cost:
     return Cost(len(left), sum(job.flops for job in left), sum(job.size for job in left) / rate, workers)
 
 
+def one_a_trial(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs, those of equal trials together: the first of them trains, and the others find it done."""
+    found = dict[str, list[Job]]()
+    for job in jobs:
+        found.setdefault(job.identity or str(job.check), []).append(job)
+    return list(found.values())
+
+
 def repeat_all(jobs: list[Job], workers: int) -> Iterator[Repeated]:
     """Train all that is not done, so many at a time, with one bar."""
-    bar = WorkBar(f"{len(jobs)} rows again", [job.size for job in jobs])
-    yield from run_all(repeat, [job.check for job in jobs], workers, unit="row", bar=bar, threads=THREADS)
+    tasks = one_a_trial(jobs)
+    bar = WorkBar(f"{len(jobs)} rows again", [first.size for first, *_ in tasks])
+    for found in run_all(_repeat_each, tasks, workers, unit="row", bar=bar, threads=THREADS):
+        yield from found
+
+
+def _repeat_each(jobs: list[Job]) -> list[Repeated]:
+    return [repeat(job.check) for job in jobs]
 
 
 def repeat(check: Check) -> Repeated:
     """Train a check, unless that is done; it goes on where it was stopped."""
     try:
         found = opened(check)
-        record = _known(check, found)
+        record = _known(check.day, found)
         if record is None:
-            path = check.path
+            path = _path(check.day, found)
+            end = "" if check.seed is None else f"-{check.seed}"
             record = run_trial(
                 found.trial,
                 "train",
-                f"verify-{check.day}/{check.table}/{path.stem}",
+                f"verify-{check.day}/{check.table}/{check.row.rpartition('/')[2]}{end}",
                 found.judged,
                 keep=lambda result, _: write_record_at(path, result.record),
             ).record
@@ -295,9 +316,12 @@ def _drawn(record: Record, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in record.params.items() if name.startswith(prefix)}
 
 
-def _known(check: Check, found: Opened) -> Record | None:
-    """What was trained of a check before."""
-    if not check.path.is_file():
-        return None
-    record = read_record_at(check.path)
-    return record if record.identity == trial_identity(found.trial, found.judged) else None
+def _path(day: date, found: Opened) -> Path:
+    """Of the record of what is trained on a day."""
+    return ROOT / "runs" / "verify" / day.isoformat() / f"{found.identity}.json"
+
+
+def _known(day: date, found: Opened) -> Record | None:
+    """What was trained on a day."""
+    path = _path(day, found)
+    return read_record_at(path) if path.is_file() else None

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from maskdm.cli.verifying import _judged, _rendered, in_short
 from maskdm.engine import verifying
-from maskdm.engine.verifying import Check, Job, Repeated, due, within
+from maskdm.engine.verifying import Check, Job, Repeated, due, one_a_trial, within
 from maskdm.reporting.pairs import expect_again
 from maskdm.reporting.rendering import Rendering, render_again
 from maskdm.runtime.errors import MaskDMError
@@ -65,12 +65,23 @@ def test_every_row_of_every_published_table_has_its_turn(monkeypatch: pytest.Mon
 
 def test_a_budget_takes_what_fits_and_says_what_would() -> None:
     jobs = [
-        Job(Check(DAY, "tuning", name), flops) for name, flops in (("a/b-00", 4.0), ("c/d-00", 9.0), ("e/f-00", 2.0))
+        Job(Check(DAY, "tuning", name), name, flops)
+        for name, flops in (("a/b-00", 4.0), ("c/d-00", 9.0), ("e/f-00", 2.0))
     ]
     assert [job.flops for job in within(jobs, 7)] == [4, 2]
     assert within(jobs, None) == jobs
     with pytest.raises(MaskDMError, match="--budget=1; allowed: from 2, the FLOPs"):
         within(jobs, 1)
+
+
+def test_equal_trials_of_two_tables_are_trained_once() -> None:
+    """Two workers that train one trial are in each other's way."""
+    jobs = [
+        Job(Check(DAY, "study", row, 7), identity)
+        for row, identity in (("a/scratch", "1"), ("b/scratch", "1"), ("b/crops", "2"), ("c/lost", ""), ("d/lost", ""))
+    ]
+    found = [[job.check.row for job in group] for group in one_a_trial(jobs)]
+    assert found == [["a/scratch", "b/scratch"], ["b/crops"], ["c/lost"], ["d/lost"]]
 
 
 def test_a_repeated_trial_is_the_same_to_the_last_digit_on_the_same_kind_of_machine() -> None:
@@ -125,7 +136,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     make_workspace(folder, "smoke")
     write_params(folder)
-    blocks = json.loads(json.dumps({"parts": {"first": FIRST}, "tunings": {"rates": TUNED}}))
+    blocks = json.loads(json.dumps({"parts": {"first": FIRST, "again": FIRST}, "tunings": {"rates": TUNED}}))
     with (folder / "study" / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(blocks, file)
     for name in ("prepare", "reference", "masks", "step_time"):
@@ -133,7 +144,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arm in ("scratch", "staged"):
         for name in ("pretrain", "finetune", "evaluate"):
             stage(folder, name, arm)
-    stage(folder, "study", "first")
+    for part in ("first", "again"):  # equal trials: they are trained once
+        stage(folder, "study", part)
     stage(folder, "tune", "rates")
     stage(folder, "search")
     for name, *arguments in (
@@ -192,7 +204,7 @@ def test_what_is_published_holds_and_a_killed_check_goes_on(published: Path) -> 
     status, rows = verify(published)
     again = {row: found for row, found in rows.items() if found["table"] != "pages"}
     assert {row.partition(":")[0] for row in again} == {
-        *("default", "first", "tuning/rates", "search/confirm", "search/trials")
+        *("default", "first", "again", "tuning/rates", "search/confirm", "search/trials")
     }
     for found in again.values():
         if found["what"] == "its own seed":
