@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,12 @@ def tar_of(path: Path, files: dict[str, bytes], mode: Literal["w", "w:gz"] = "w:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+
+
+def zip_of(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
 
 
 def database(path: Path, values: dict[str, bytes]) -> Path:

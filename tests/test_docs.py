@@ -1,7 +1,8 @@
 """The documentation's code runs, its site builds, and what is made from the code is up to date.
 
 A block of shell runs in a toy project if it is of `QUICK` commands alone. Above any other one stands
-`<!-- not run: REASON -->`, and its commands are parsed.
+`<!-- slow: REASON -->` or `<!-- not run: REASON -->`, and its commands are parsed. `tests/test_docs_trained.py` runs
+the slow ones.
 """
 
 import os
@@ -37,13 +38,13 @@ from tests.workspace import ENVIRONMENT, make_workspace
 
 DOCS = PROJECT / "docs"
 BLOCK = re.compile(
-    r"^(?:[ ]*<!-- not run: (?P<reason>[^\n]+) -->\n)?"
+    r"^(?:[ ]*<!-- (?P<when>slow|not run): (?P<reason>[^\n]+) -->\n)?"
     r"(?P<indent>[ ]*)```(?P<language>\S*)\n(?P<code>.*?)^(?P=indent)```$",
     re.M | re.S,
 )
 CHECKED = {"python", "sh", "yaml"}
 OTHERS = {"math", "text", "console"}  # the site's build reads equations; the others are no code
-PARSED = {"docs/cli.md": "made from the help texts, which have no place for a mark"}
+HELP = DOCS / "cli.md"  # made from the help texts, which have no place for a mark
 QUICK = {  # nothing else is run: it might train for hours
     *("maskdm export", "maskdm interpolate", "maskdm profile", "maskdm sample", "maskdm sync", "make unlock"),
 }
@@ -55,7 +56,7 @@ class Block:
     line: int
     language: str
     code: str
-    reason: str | None  # why it is not run
+    when: str | None  # "slow" or "not run"; None: at once
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(PROJECT)}:{self.line}"
@@ -70,7 +71,7 @@ def blocks_of(page: Path, language: str = "") -> list[Block]:
             text.count("\n", 0, block.start("code")) + 1,
             block["language"],
             textwrap.dedent(block["code"]),
-            block["reason"] or PARSED.get(str(page.relative_to(PROJECT))),
+            block["when"] or (_when_of_help(block["code"]) if page == HELP else None),
         )
         for block in BLOCK.finditer(text)
     ]
@@ -78,9 +79,14 @@ def blocks_of(page: Path, language: str = "") -> list[Block]:
     return [block for block in found if not language or block.language == language]
 
 
+def _when_of_help(code: str) -> str:
+    return "not run" if "maskdm init" in code else "slow"  # `tests/test_own_images.py` runs them: it trains for minutes
+
+
 PAGES = sorted({*DOCS.rglob("*.md"), PROJECT / "README.md", PROJECT / "CONTRIBUTING.md"})
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
+SLOW = [block for block in SHELL if block.when == "slow"]
 METHOD_PAGE = DOCS / "adding-a-method.md"  # has tests of its own
 
 
@@ -111,9 +117,9 @@ def save_weights(project: Path) -> None:
     save_snapshot(project / "runs/finetune/crops/1/weights", network, load_recipe("tuned").objective)
 
 
-@named([block for block in SHELL if block.reason is None])
+@named([block for block in SHELL if block.when is None])
 def test_a_block_of_shell_runs(block: Block, toy_project: Path) -> None:
-    assert {" ".join(words[:2]) for words in commands(block.code)} <= QUICK, "say above it why it is not run"
+    assert {" ".join(words[:2]) for words in commands(block.code)} <= QUICK, "say above it why it is not run at once"
     environment = ENVIRONMENT | {"PYTHONPATH": str(toy_project)}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.code], cwd=toy_project, env=environment, capture_output=True, text=True
@@ -121,8 +127,8 @@ def test_a_block_of_shell_runs(block: Block, toy_project: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@named([block for block in SHELL if block.reason is not None])
-def test_a_block_of_shell_that_is_not_run_can_be_parsed(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+@named([block for block in SHELL if block.when is not None])
+def test_a_block_of_shell_that_is_not_run_at_once_can_be_parsed(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     subprocess.run(["bash", "-n", "-c", block.code], check=True)
     found = list(commands(block.code))
@@ -235,7 +241,7 @@ def reported_rows() -> list[str]:
     found = []
     for name in REPORTS:
         for section in (PROJECT / "reports" / f"{name}.md").read_text(encoding="utf-8").split("\n## "):
-            spent = re.search(r"^\d+ TFLOPs(?= an arm)", section, re.M)
+            spent = re.search(r"^\d+ TFLOPs?(?= an arm)", section, re.M)
             found += [f"{row} {spent[0] if spent else ''}" for row in rows_with_intervals(section)]
     return found
 

@@ -46,10 +46,15 @@ def make_workspace(folder: Path, profile: str) -> None:
 
 def write_params(folder: Path, **changes: Any) -> None:
     """Write `params.yaml` for two arms, one with two masked phases, that train in seconds; `changes` replace blocks."""
-    params = json.loads(json.dumps(PARAMS)) | changes
+    params = PARAMS | changes
     params["arms"] = {name: params["arms"][name] for name in ("scratch", "staged")}
-    with (folder / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(params, file)
+    write_yaml(folder / "params.yaml", params)
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write settings; what appears twice in them is written twice."""
+    with path.open("w") as file:
+        YAML(typ="safe").dump(json.loads(json.dumps(content)), file)
 
 
 def make_prepared(folder: Path, **changes: Any) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,7 +24,7 @@ from maskdm.datasets.raw import RawImages
 from maskdm.runtime.errors import MaskDMError
 from tests.imports import PROJECT
 from tests.memory import bounded
-from tests.raw_data import database, grey_levels, image_bytes, levels, place, prepared, settings, tar_of
+from tests.raw_data import database, grey_levels, image_bytes, levels, place, prepared, settings, tar_of, zip_of
 
 
 def noise(count: int) -> dict[str, bytes]:
@@ -276,9 +275,7 @@ def put_into_packed_tar(root: Path) -> str:
 
 
 def put_into_zip(root: Path) -> str:
-    with zipfile.ZipFile(root / "a.zip", "w") as archive:
-        for name, content in large_images().items():
-            archive.writestr(name, content)
+    zip_of(root / "a.zip", large_images())
     return "image_folder"
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from maskdm.config.study import load_study
 from maskdm.tracking.records import read_records, read_step_times
 from tests.conftest import MODELS, PARAMS
 from tests.imports import PROJECT
-from tests.workspace import make_prepared, refusal, stage
+from tests.workspace import make_prepared, refusal, stage, write_yaml
 
 MASKED = {"mask": {"strategy": "patch", "ratio": 0.75}, "share": 0.25, "batch_size": 16}
 DENSE = {"batch_size": 8}
@@ -37,8 +36,7 @@ def write_study(folder: Path, **parts: Any) -> None:
 
 
 def write_blocks(folder: Path, blocks: dict[str, Any]) -> None:
-    with (folder / "study" / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(blocks, file)
+    write_yaml(folder / "study" / "params.yaml", blocks)
 
 
 @pytest.fixture(scope="module")
