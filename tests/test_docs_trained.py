@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from maskdm.config.reading import load_recipe
+from maskdm.networks.authors import NUM_HEADS
 from maskdm.networks.uvit import UViT
 from maskdm.training.checkpoint import save_snapshot
 from tests.conftest import PARAMS
@@ -99,6 +100,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_blocks(folder, json.loads(json.dumps(STUDY)))
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
+    for name in ("pyvenv.cfg", "lib"):  # by these Python knows where its packages are
+        (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     for program in Path(sys.executable).parent.iterdir():
         (programs / program.name).symlink_to(program)
     for name in ("maskdm", "mlflow"):
@@ -120,11 +123,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def give_what_the_reader_has(folder: Path) -> None:
     """Images, weights of others, and weights that know classes."""
-    objective, size = load_recipe("tuned").objective, {"image_size": (8, 8), "patch_size": 2, "in_channels": 1}
+    objective, size = load_recipe(PARAMS["recipe"]).objective, {"image_size": (8, 8), "patch_size": 2, "in_channels": 1}
     network = UViT(**size, embed_dim=16, depth=3, num_heads=2, num_classes=10)
     save_snapshot(folder / "classes", network, objective)
-    torch.save(checkpoint(their_weights(), their_weights()), folder / "model-20.pt")
-    command(folder, "maskdm", "import-weights", "model-20.pt", "imported", "--num-heads", "2")
+    torch.save(checkpoint(their_weights(), their_weights()), folder / "small.pt")
+    command(folder, "maskdm", "import-weights", "small.pt", "imported", "--num-heads", "2")
+    for arm in ("crops", "scratch"):
+        command(folder, "maskdm", "train", arm, "--seed", "7", "--judge")
     for name in ("path/to/images", "mine", "real"):
         place(folder / name, pictures(60, size=(12, 10)))
     zip_of(folder / "real.zip", pictures(60, size=(12, 10)))
@@ -141,12 +146,16 @@ def test_a_block_that_trains_runs(block: Block, finished: Path, tmp_path: Path, 
     project = shutil.copytree(finished, tmp_path / "project", symlinks=True)
     environment = ENVIRONMENT | {"PATH": f"{project}/.venv/bin:{os.environ['PATH']}", "DISPLAY": "", "BROWSER": "true"}
     code = block.code.replace("/srv/mlflow", "artifacts").replace("mlflow.example.org", "127.0.0.1")
+    if "import-weights" in code:  # of a network as wide as the authors' smallest
+        shutil.rmtree(project / "imported")
+        torch.save(checkpoint(their_weights(dim=min(NUM_HEADS)), None), project / "model-20.pt")
     if "MLFLOW_TRACKING_URI" in code:
         server = request.getfixturevalue("server")
         code = code.replace("127.0.0.1:5000", f"127.0.0.1:{server.port}")
-    elif "createdb" in code or "postgresql" in code:
+    elif "createdb" in code or "postgresql" in code or "--join" in code:
         database = request.getfixturevalue("database")
         environment |= {"PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": USER, "PGPASSWORD": PASSWORD}
+        environment |= {"MASKDM_SEARCH_STORAGE": "postgresql+psycopg://127.0.0.1/search"}
         if "createdb" not in code:
             subprocess.run(["createdb", "--", "search"], env=environment, check=False)
     done = subprocess.run(
