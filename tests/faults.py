@@ -94,22 +94,6 @@ TOO_LATE = "after the end"  # a run on a faster machine saves its state less oft
 UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
 UNREADABLE = "the results cannot be read"
 HAVE_WORKERS = f"pretrain@staged|finetune|evaluate|search$|part|tuning|^{WHOLE}$"
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
-FAULTS = (*SIGNALS, "full disk", "torn file", "clock", "worker killed", "two at once")
-JUMPS = (-400 * 86400.0, -3600.0, 3600.0, 400 * 86400.0)  # seconds
-TOO_LATE = "after the end"  # a run on a faster machine saves its state less often: another moment is drawn
-UNTRACKED = "warning: tracking failed"  # then `maskdm sync` completes what MLflow has
-UNREADABLE = "the results cannot be read"
-HAVE_WORKERS = f"pretrain@staged|finetune|evaluate|search$|part|tuning|^{WHOLE}$"
-OPTIONS = {  # of the module whose name is not that of its stage, or that is not told all by its name
-    "set": ("prepare", "--set"),
-    "set_reference": ("reference", "--set"),
-    **dict.fromkeys(("part", "set_part"), ("study",)),
-    **dict.fromkeys(("tuning", "set_tuning"), ("tune",)),
-    "large_search": ("search", "--large"),
-    "large_search_report": ("search_report", "--large"),
-    "study_report": ("report", "--study"),
-}
 ENDS_WITHIN = 900.0  # seconds, on a machine that is busy
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -419,7 +403,7 @@ class Lab:
             "search": PARAMS["search"] | {"trials": 2, "confirm_seeds": [103]},
             "swiss_roll": SWISS_ROLL,
         }
-        write_blocks(fresh, json.loads(json.dumps(blocks)))
+        write_blocks(fresh, blocks)
         fresh.rename(state)
 
     def state(self, target: str, behind: int = 0) -> Path:

@@ -3,7 +3,6 @@
 Each block runs in a copy of its own. Servers are ended as soon as they answer.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -97,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_yaml(folder / "params.yaml", PARAMS | {"seeds": [1, 2], "arms": ARMS, "controls": {"control": "crops"}})
     shutil.copy2(folder / "params.yaml", folder / "profiles" / "celeba64.yaml")  # "another profile"
-    write_blocks(folder, json.loads(json.dumps(STUDY)))
+    write_blocks(folder, STUDY)
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name in ("pyvenv.cfg", "lib"):  # by these Python knows where its packages are

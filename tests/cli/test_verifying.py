@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from maskdm.cli.verifying import _judged, _rendered, in_short
 from maskdm.engine import verifying
@@ -24,7 +23,7 @@ from maskdm.runtime.files import write_text
 from maskdm.tracking.records import Folded, Record, Stage, read_records
 from tests.conftest import MODELS
 from tests.imports import PROJECT
-from tests.pipeline.test_study import DENSE, FIRST, MASKED
+from tests.pipeline.test_study import DENSE, FIRST, MASKED, write_blocks
 from tests.workspace import ENVIRONMENT, make_workspace, stage, write_params
 
 DAY = date(2026, 1, 31)
@@ -136,9 +135,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     make_workspace(folder, "smoke")
     write_params(folder)
-    blocks = json.loads(json.dumps({"parts": {"first": FIRST, "again": FIRST}, "tunings": {"rates": TUNED}}))
-    with (folder / "study" / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(blocks, file)
+    write_blocks(folder, {"parts": {"first": FIRST, "again": FIRST}, "tunings": {"rates": TUNED}})
     for name in ("prepare", "reference", "masks", "step_time"):
         stage(folder, name)
     for arm in ("scratch", "staged"):

@@ -174,7 +174,6 @@ def test_other_settings_and_changed_files_begin_anew(
 
 @pytest.mark.usefixtures("reads")
 def test_a_tar_is_not_unpacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-
     place(tmp_path / "images", grey_levels(8))
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(tmp_path / "images", arcname=".")

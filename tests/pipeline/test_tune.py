@@ -1,6 +1,5 @@
 """Tuning through its real entry point, at toy scale."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ ARMS: dict[str, Any] = {
 def write_tunings(folder: Path, trials: int) -> None:
     own = {"recipe": "adamw", "model": MODELS["uvit"] | {"embed_dim": 16}}
     tunings = {"seed": 9, "train_flops": 4e9, "trials": trials, "arms": ARMS} | own
-    write_blocks(folder, {"parts": {}, "tunings": {"both": json.loads(json.dumps(tunings))}})
+    write_blocks(folder, {"parts": {}, "tunings": {"both": tunings}})
 
 
 @pytest.fixture(scope="module")
