@@ -68,6 +68,8 @@ def test_a_budget_takes_what_fits_and_says_what_would() -> None:
         for name, flops in (("a/b-00", 4.0), ("c/d-00", 9.0), ("e/f-00", 2.0))
     ]
     assert [job.flops for job in within(jobs, 7)] == [4, 2]
+    equal = Job(Check(DAY, "study", "a/b-00"), "a/b-00", 4.0)
+    assert within([*jobs, equal], 7) == [jobs[0], equal, jobs[2]], "an equal trial costs nothing more"
     assert within(jobs, None) == jobs
     with pytest.raises(MaskDMError, match="--budget=1; allowed: from 2, the FLOPs"):
         within(jobs, 1)
