@@ -130,8 +130,8 @@ def give_what_the_reader_has(folder: Path) -> None:
     for arm in ("crops", "scratch"):
         command(folder, "maskdm", "train", arm, "--seed", "7", "--judge")
     for name in ("path/to/images", "mine", "real"):
-        place(folder / name, pictures(60, size=(12, 10)))
-    zip_of(folder / "real.zip", pictures(60, size=(12, 10)))
+        place(folder / name, pictures(120, size=(12, 10)))
+    zip_of(folder / "real.zip", pictures(120, size=(12, 10)))
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +155,8 @@ def test_a_block_that_trains_runs(block: Block, finished: Path, tmp_path: Path, 
         database = request.getfixturevalue("database")
         environment |= {"PGHOST": "127.0.0.1", "PGPORT": str(database.port), "PGUSER": USER, "PGPASSWORD": PASSWORD}
         environment |= {"MASKDM_SEARCH_STORAGE": "postgresql+psycopg://127.0.0.1/search"}
-        if "createdb" not in code:
-            subprocess.run(["createdb", "--", "search"], env=environment, check=False)
+        prepare = "dropdb --if-exists" if "createdb" in code else "createdb"  # the server is that of all blocks
+        subprocess.run([*prepare.split(), "search"], env=environment, check=False)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code], cwd=project, env=environment, capture_output=True, text=True
     )

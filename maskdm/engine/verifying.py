@@ -161,21 +161,21 @@ def of_tables(checks: list[Check], names: Collection[str]) -> list[Check]:
 def within(jobs: list[Job], budget: float | None) -> list[Job]:
     """Of some jobs the first that fit into a budget in FLOPs of training; one that does not fit is passed over.
 
-    Equal trials cost what one of them costs.
+    Equal trials cost what one of them costs, and what cannot be trained nothing.
 
     Raises:
-        MaskDMError: none fits.
+        MaskDMError: no training fits.
     """
     if budget is None:
         return jobs
+    smallest = min((job.flops for job in jobs if job.identity), default=0.0)
+    if budget < smallest:
+        raise MaskDMError(f"--budget={budget:g}; allowed: from {smallest:g}, the FLOPs of the smallest training")
     left, found = budget, list[Job]()
     for equal in one_a_trial(jobs):
         if equal[0].flops <= left:
             found += equal
             left -= equal[0].flops
-    if not found:
-        smallest = min(job.flops for job in jobs)
-        raise MaskDMError(f"--budget={budget:g}; allowed: from {smallest:g}, the FLOPs of the smallest training")
     return found
 
 

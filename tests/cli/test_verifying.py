@@ -71,8 +71,10 @@ def test_a_budget_takes_what_fits_and_says_what_would() -> None:
     equal = Job(Check(DAY, "study", "a/b-00"), "a/b-00", 4.0)
     assert within([*jobs, equal], 7) == [jobs[0], equal, jobs[2]], "an equal trial costs nothing more"
     assert within(jobs, None) == jobs
+    lost = Job(Check(DAY, "tuning", "g/h-00"))
+    assert within([lost], 1) == [lost], "that it cannot be trained is said whatever the budget"
     with pytest.raises(MaskDMError, match="--budget=1; allowed: from 2, the FLOPs"):
-        within(jobs, 1)
+        within([lost, *jobs], 1)
 
 
 def test_equal_trials_of_two_tables_are_trained_once() -> None:
