@@ -12,7 +12,7 @@ import signal
 from maskdm.engine.judge import Judge
 from maskdm.engine.project import exclusive
 from maskdm.engine.searching import LARGE, SMALL, VARIABLE, Search, run_workers, storage_url, write_results
-from maskdm.engine.workers import add_workers, count_workers
+from maskdm.engine.workers import add_workers, count_workers, load_libraries
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.search import one_line_failures, revive
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--join", action="store_true", help=f"only work at the study in ${VARIABLE}, on this machine")
     arguments = parser.parse_args()
     with exit_with_one_line():
+        load_libraries()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers save what they have
         found = Search.open(LARGE if arguments.large else SMALL)
         workers = min(count_workers(arguments), found.project.params.search.parallel)  # more would wait

@@ -9,8 +9,7 @@ import argparse
 import signal
 
 from maskdm.config.study import load_study
-from maskdm.engine.comparing import run_part
-from maskdm.engine.workers import add_workers, count_workers
+from maskdm.engine.workers import add_workers, count_workers, load_libraries
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.paths import STUDY
 
@@ -22,12 +21,14 @@ def main() -> None:
     add_workers(parser, "trials at a time")
     chosen = parser.parse_args()
     with exit_with_one_line():
-        workers = count_workers(chosen)
         study = load_study(STUDY)
         if chosen.part not in study.all_parts:
             raise MaskDMError(f"{chosen.part}: allowed: one of {', '.join(study.all_parts)}")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
-        run_part(chosen.part, study, workers)
+        load_libraries()
+        from maskdm.engine.comparing import run_part  # this process needs some of them, too
+
+        run_part(chosen.part, study, count_workers(chosen))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ import argparse
 import signal
 
 from maskdm.config.study import load_study
-from maskdm.engine.tuning import run_tuning
-from maskdm.engine.workers import add_workers, count_workers
+from maskdm.engine.workers import add_workers, count_workers, load_libraries
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.paths import STUDY
 
@@ -24,12 +23,14 @@ def main() -> None:
     add_workers(parser, "arms at a time")
     chosen = parser.parse_args()
     with exit_with_one_line():
-        workers = count_workers(chosen)
         study = load_study(STUDY)
         if chosen.name not in study.all_tunings:
             raise MaskDMError(f"{chosen.name}: allowed: one of {', '.join(study.all_tunings) or 'none'}")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
-        run_tuning(chosen.name, study, workers)
+        load_libraries()
+        from maskdm.engine.tuning import run_tuning  # this process needs some of them, too
+
+        run_tuning(chosen.name, study, count_workers(chosen))
 
 
 if __name__ == "__main__":

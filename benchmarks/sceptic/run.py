@@ -18,7 +18,7 @@ from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_text
 from maskdm.runtime.paths import ROOT
 from maskdm.runtime.processes import ALONE
-from maskdm.runtime.progress import WorkBar
+from maskdm.runtime.progress import Work, WorkBar
 from maskdm.runtime.units import si
 
 CONTROL = "control"
@@ -112,7 +112,7 @@ def main() -> None:
     slip_in()
     refused = {name: refusal(name) for name in REFUSED}
     trials = [Trial(arm, seed) for seed in SEEDS for arm in ARMS]
-    bar = WorkBar(f"{len(trials)} trials", [TRAIN_FLOPS] * len(trials))
+    bar = WorkBar(f"{len(trials)} trials", Work([TRAIN_FLOPS] * len(trials)))
     write(dict(run_all(train, trials, default_workers(), unit="trial", bar=bar)), refused)
 
 

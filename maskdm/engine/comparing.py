@@ -9,7 +9,7 @@ from maskdm.engine.trial import run_trial, trial_identity, work_of
 from maskdm.engine.workers import run_all
 from maskdm.runtime.paths import ROOT
 from maskdm.runtime.processes import ALONE
-from maskdm.runtime.progress import WorkBar
+from maskdm.runtime.progress import Work, WorkBar
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import Machine, Record, fold_records, read_records, write_record
 
@@ -39,7 +39,7 @@ def run_part(name: str, study: Study, workers: int) -> None:
     tasks = [Task(name, study, arm, seed) for seed in part.seeds for arm in part.arms]
     missing = keep_known(Project.open(ALONE), tasks)
     if missing:
-        bar = WorkBar(f"{name}: {len(missing)} of {len(tasks)} trials", [part.budget.train_flops] * len(missing))
+        bar = WorkBar(f"{name}: {len(missing)} of {len(tasks)} trials", Work([part.budget.train_flops] * len(missing)))
         for _ in run_all(run, missing, workers, unit="trial", bar=bar):
             pass
     fold_records(ROOT, "study", name, keep={task.key for task in tasks})

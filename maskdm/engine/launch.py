@@ -11,9 +11,10 @@ from maskdm.config.params import Params
 from maskdm.config.reading import load_params, recipe_of
 from maskdm.config.study import DEFAULT
 from maskdm.engine.sharing import count_processes, count_workers, start_processes
-from maskdm.engine.workers import load_libraries, run_all
+from maskdm.engine.workers import in_a_copy, load_libraries, run_all
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT
+from maskdm.runtime.progress import Work, WorkBar
 from maskdm.runtime.torchrun import own_number, within_torchrun
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import fold_records
@@ -41,7 +42,7 @@ def run_stage(stage: str, arguments: list[str]) -> None:
     params = load_params(ROOT / "params.yaml")
     arm = chosen_key(arguments, params.arms)
     if within_torchrun():
-        from maskdm.engine.stages import run_seeds  # here, as below: see `load_libraries`
+        from maskdm.engine.stages import run_seeds  # here, as below: only workers need the libraries that it loads
 
         run_seeds(stage, arm, params.seeds)
     else:
@@ -55,14 +56,19 @@ def start_trials(params: Params, stage: str, arm: str) -> None:
     """Run a stage for every seed, each trial in a process of its own or in several."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all trials save what they have
     load_libraries()
-    from maskdm.engine.outlook import whole_run
-
     processes = count_processes(len(params.seeds))
     workers = count_workers(len(params.seeds), processes)
     tasks = [Task(stage, arm, seed, processes) for seed in params.seeds]
-    bar = whole_run(params, recipe_of(params, ROOT), stage, arm)
+    bar = WorkBar(f"{stage} {arm}", in_a_copy(_whole_run, (params, stage, arm)))
     for _ in run_all(run, tasks, workers, unit="trial", bar=bar, gpus=processes):
         pass
+
+
+def _whole_run(of: tuple[Params, str, str]) -> Work:
+    from maskdm.engine.outlook import whole_run
+
+    params, stage, arm = of
+    return whole_run(params, recipe_of(params, ROOT), stage, arm)
 
 
 def run(task: Task) -> None:

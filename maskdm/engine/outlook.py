@@ -17,7 +17,7 @@ from maskdm.engine.trial import trial_identity
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT, stage_folder
 from maskdm.runtime.processes import ALONE
-from maskdm.runtime.progress import WorkBar
+from maskdm.runtime.progress import Work
 from maskdm.runtime.units import si
 from maskdm.tracking.records import read_record
 from maskdm.training.plan import arm_plans
@@ -48,13 +48,13 @@ def search_size(params: Params, recipe: Recipe) -> tuple[int, float]:
     return runs, runs * search.train_flops + confirming * judging
 
 
-def whole_run(params: Params, recipe: Recipe, stage: str, arm: str) -> WorkBar:
-    """A bar for the whole comparison, of which one stage of one arm is at work now."""
+def whole_run(params: Params, recipe: Recipe, stage: str, arm: str) -> Work:
+    """The whole comparison, of which one stage of one arm is at work now."""
     sizes, count = stage_sizes(params, recipe), len(params.seeds)
     own, total = sizes[stage, arm], sum(sizes.values()) * count
     done = done_flops(params, {key: size for key, size in sizes.items() if key != (stage, arm)})
     start = sizes["pretrain", arm] if stage == "finetune" else 0.0
-    return WorkBar(f"{stage} {arm}", [own] * count, before=done, after=total - done - own * count, start=start)
+    return Work([own] * count, before=done, after=total - done - own * count, start=start)
 
 
 def stage_sizes(params: Params, recipe: Recipe) -> dict[tuple[str, str], float]:

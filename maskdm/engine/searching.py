@@ -13,7 +13,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
@@ -23,8 +22,7 @@ from maskdm.config.params import Search as SearchSettings
 from maskdm.config.reading import load_block, load_params
 from maskdm.engine.project import Project, identity
 from maskdm.engine.trial import recorded, run_trial
-from maskdm.engine.workers import visible_gpus
-from maskdm.runtime.children import end_with_parent
+from maskdm.engine.workers import load_libraries, settle, visible_gpus
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
 from maskdm.runtime.interrupts import ctrl_c_is_ours
@@ -233,8 +231,8 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     """
     # By how many workers there may be, not by how many there are: threads decide how numbers are rounded.
     threads, gpus = max(1, count_cores() // found.project.params.search.parallel), visible_gpus()
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}  # of the workers: one bar for all
-    context = get_context("spawn")
+    load_libraries()
+    context = get_context("forkserver")
     processes = [
         context.Process(
             name=f"worker {index}",
@@ -278,11 +276,7 @@ def wait_for(found: Search, processes: list[BaseProcess]) -> BaseProcess | None:
 
 def work(place: Place, index: int, workers: int, threads: int, gpu: str | None, joined: bool) -> None:
     """A worker: trials until there are enough, then its share of the runs that confirm."""
-    os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
-    end_with_parent()
-    torch.set_num_threads(threads)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    settle(gpu, threads)
     with exit_with_one_line():
         found = Search.open(place)
         params = found.project.params

@@ -21,7 +21,7 @@ from maskdm.runtime.errors import DivergedError
 from maskdm.runtime.files import write_csv
 from maskdm.runtime.paths import ROOT, STUDY_REPORTS
 from maskdm.runtime.processes import ALONE
-from maskdm.runtime.progress import WorkBar
+from maskdm.runtime.progress import Work, WorkBar
 from maskdm.search import Chooser
 from maskdm.tracking import mlflow_store
 from maskdm.tracking.records import fold_records
@@ -101,9 +101,9 @@ def loss_of(task: Task) -> tuple[str, float]:
 def _bar(tuned: Tuned, number: int) -> WorkBar:
     """How far all trials are, when those of one number are at work."""
     arms = len(tuned.arms)
-    return WorkBar(
-        f"trial {number + 1} of {tuned.trials}, {arms} arms",
+    work = Work(
         [tuned.train_flops] * arms,
         before=number * arms * tuned.train_flops,
         after=(tuned.trials - number - 1) * arms * tuned.train_flops,
     )
+    return WorkBar(f"trial {number + 1} of {tuned.trials}, {arms} arms", work)

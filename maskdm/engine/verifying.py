@@ -23,7 +23,7 @@ from maskdm.engine.trial import run_trial, trial_identity
 from maskdm.engine.workers import run_all
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import ROOT, STUDY, places_of
-from maskdm.runtime.progress import WorkBar
+from maskdm.runtime.progress import Work, WorkBar
 from maskdm.search import phases_of
 from maskdm.tracking.records import (
     Record,
@@ -201,7 +201,7 @@ def one_a_trial(jobs: list[Job]) -> list[list[Job]]:
 def repeat_all(jobs: list[Job], workers: int) -> Iterator[Repeated]:
     """Train all that is not done, so many at a time, with one bar."""
     tasks = one_a_trial(jobs)
-    bar = WorkBar(f"{len(jobs)} rows again", [first.size for first, *_ in tasks])
+    bar = WorkBar(f"{len(jobs)} rows again", Work([first.size for first, *_ in tasks]))
     for found in run_all(_repeat_each, tasks, workers, unit="row", bar=bar, threads=THREADS):
         yield from found
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from maskdm.runtime.children import end_with_parent
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.interrupts import ctrl_c_is_ours
-from maskdm.runtime.progress import STATUS, WorkBar, read_status
+from maskdm.runtime.progress import STATUS, Work, WorkBar, read_status
 from maskdm.runtime.threads import count_cores
 
 POLL_SECONDS = 0.5
@@ -91,10 +91,10 @@ def run_all(
         MaskDMError: a process was killed, so that it could not say why.
     """
     load_libraries()
-    context, groups = get_context("forkserver"), _groups(visible_gpus(), gpus)
+    groups = _groups(visible_gpus(), gpus)
     threads = threads or max(1, count_cores() // workers)
     waiting, running, free = list(enumerate(tasks)), dict[Any, _Running](), list(range(workers))
-    bar = bar or WorkBar(f"{unit}s", [1.0] * len(tasks))
+    bar = bar or WorkBar(f"{unit}s", Work([1.0] * len(tasks)))
     with TemporaryDirectory(prefix="maskdm-") as folder:
         try:
             while waiting or running:
@@ -102,10 +102,7 @@ def run_all(
                     index, task = waiting.pop(0)
                     place, status = free.pop(0), Path(folder) / str(index)
                     gpu = groups[place % len(groups)] if groups else None
-                    here, there = context.Pipe(duplex=False)
-                    process = context.Process(target=_run, args=(there, function, task, gpu, str(status), threads))
-                    process.start()
-                    there.close()  # the child's alone: when it dies, ours ends
+                    here, process = _start(function, task, gpu, status, threads)
                     running[here] = _Running(index, place, process, status)
                 for pipe in connection.wait(list(running), POLL_SECONDS):
                     yield _result(pipe, unit)
@@ -121,6 +118,21 @@ def run_all(
             for one in running.values():
                 one.process.join()
             bar.close()
+
+
+def in_a_copy(function: Callable[[T], R], task: T) -> R:
+    """`function(task)`, in a copy of the process that has loaded the libraries: this one need not load them.
+
+    Raises:
+        MaskDMError: the copy was killed.
+    """
+    load_libraries()
+    pipe, process = _start(function, task, next(iter(visible_gpus()), None), Path(os.devnull), threads=1)
+    try:
+        return _result(pipe, "copy")
+    finally:
+        process.terminate()
+        process.join()
 
 
 def load_libraries() -> None:
@@ -150,10 +162,32 @@ def _groups(gpus: list[str], count: int) -> list[str]:
     return [",".join(gpus[start : start + count]) for start in range(0, len(gpus) - count + 1, count)]
 
 
+def _start(
+    function: Callable[[T], R], task: T, gpu: str | None, status: Path, threads: int
+) -> tuple[Connection, ForkServerProcess]:
+    """A process that does a task, and the pipe through which it hands over what that returns."""
+    context = get_context("forkserver")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(there, function, task, gpu, str(status), threads))
+    process.start()
+    there.close()  # the child's alone: when it dies, ours ends
+    return here, process
+
+
 def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: str | None, status: str, threads: int) -> None:
+    os.environ[STATUS] = status
+    settle(gpu, threads)
+    try:
+        pipe.send((function(task), None))
+    except BaseException as error:
+        pipe.send((None, error))
+
+
+def settle(gpu: str | None, threads: int) -> None:
+    """Make a process that has just begun a worker: it ends with its parent, and has a GPU and threads of its own."""
     os.setsid()  # the terminal's Ctrl-C reaches the main process, which asks each worker once to stop
     end_with_parent()
-    os.environ |= {STATUS: status, "OMP_NUM_THREADS": str(threads)}  # the process it is a copy of may have others
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the process it is a copy of may have others
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     import torch
@@ -161,10 +195,6 @@ def _run(pipe: Connection, function: Callable[[T], R], task: T, gpu: str | None,
 
     threadpool_limits(threads)  # NumPy's; it has read the variable when it was loaded
     torch.set_num_threads(threads)
-    try:
-        pipe.send((function(task), None))
-    except BaseException as error:
-        pipe.send((None, error))
 
 
 def _result(pipe: Any, unit: str) -> Any:

@@ -61,35 +61,41 @@ def read_status(path: Path) -> Status | None:
     return None
 
 
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, in FLOPs."""
+
+    sizes: Sequence[float]  # of each task
+    before: float = 0.0  # of what was done before, by other commands
+    after: float = 0.0  # of what other commands have yet to do
+    start: float = 0.0  # that each task reports before it has done anything: of the phases before
+
+
 class WorkBar:
-    """One bar for tasks that run side by side: how far all of the work is, in FLOPs, and what that leaves of time.
+    """One bar for tasks that run side by side: how far all of the work is, and what that leaves of time.
 
     Args:
         desc: what is at work now.
-        sizes: FLOPs of each task.
-        before: FLOPs of what was done before, by other commands.
-        after: FLOPs of what other commands have yet to do.
-        start: FLOPs that each task reports before it has done anything: of the phases before.
+        work: all that there is to do.
     """
 
-    def __init__(
-        self, desc: str, sizes: Sequence[float], before: float = 0.0, after: float = 0.0, start: float = 0.0
-    ) -> None:
-        self._sizes, self._before, self._start = sizes, before, start
-        total = before + sum(sizes) + after
+    def __init__(self, desc: str, work: Work) -> None:
+        self._work = work
+        total = work.before + sum(work.sizes) + work.after
         self._bar: tqdm[Any] = tqdm(
-            desc=desc, total=total, initial=before, bar_format=BAR_FORMAT, mininterval=bar_interval()
+            desc=desc, total=total, initial=work.before, bar_format=BAR_FORMAT, mininterval=bar_interval()
         )
         self._finished: set[int] = set()
         self._images = (time.monotonic(), 0)
 
     def show(self, running: dict[int, Status]) -> None:
         """Draw what the tasks in `running`, by their number, and those that have finished come to."""
-        done = sum(self._sizes[task] for task in self._finished)
-        done += sum(min(status.flops - self._start, self._sizes[task]) for task, status in running.items())
+        sizes = self._work.sizes
+        done = sum(sizes[task] for task in self._finished)
+        done += sum(min(status.flops - self._work.start, sizes[task]) for task, status in running.items())
         if postfix := self._postfix(running.values()):
             self._bar.set_postfix_str(postfix, refresh=False)
-        self._bar.update(max(0.0, self._before + done - self._bar.n))
+        self._bar.update(max(0.0, self._work.before + done - self._bar.n))
 
     def finish(self, task: int) -> None:
         """Count a task as done."""

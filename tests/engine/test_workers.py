@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maskdm.engine import workers
-from maskdm.engine.workers import run_all
+from maskdm.engine.workers import in_a_copy, run_all
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.errors import MaskDMError
 from tests.imports import PROJECT
@@ -37,6 +37,18 @@ def test_every_task_runs_once_in_a_process_of_its_own() -> None:
     assert len({process for _, process, _ in results} | {os.getpid()}) == 4
     assert {int(threads) for _, _, threads in results} == {max(1, len(os.sched_getaffinity(0)) // 2)}
     assert dict(os.environ) == before
+
+
+def loaded(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name in sys.modules]
+
+
+def test_a_copy_has_the_libraries_and_says_what_goes_wrong() -> None:
+    assert in_a_copy(loaded, ("diffusers", "mlflow", "nothing")) == ["diffusers", "mlflow"]
+    with pytest.raises(MaskDMError, match="task 5 is not possible"):
+        in_a_copy(refuse, 5)
+    with pytest.raises(MaskDMError, match="the process of a copy was killed"):
+        in_a_copy(die, 5)
 
 
 def test_what_a_task_raises_ends_all_of_them() -> None:

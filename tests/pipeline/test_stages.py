@@ -79,13 +79,22 @@ def test_a_stage_that_is_killed_and_interrupted_goes_on_with_the_same_command_to
     assert not list((folder / "work").glob("*/*"))
 
 
+WITHOUT_LIBRARIES = """
+import sys
+from pipeline import pretrain
+
+pretrain.main()
+assert "diffusers" not in sys.modules, "only the trials need it, and it takes seconds to load"
+"""
+
+
 def test_what_is_done_is_not_done_again(pretrained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (pretrained / "runs").rglob("*") if path.is_file()}
     done = next((pretrained / "runs" / "pretrain" / "staged").glob("*/training.json"))
     left = pretrained / "work" / f"pretrain-staged-{done.parent.name}" / json.loads(done.read_text())["identity"]
     left.mkdir(parents=True)  # by a kill just after the results were written
     (left / "phase0.pt").write_bytes(b"what it resumes from")
-    stage(pretrained, "pretrain", "staged")
+    command(pretrained, sys.executable, "-c", WITHOUT_LIBRARIES, "staged")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not left.exists()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from maskdm.runtime import progress
-from maskdm.runtime.progress import Reporter, Status, WorkBar, read_status
+from maskdm.runtime.progress import Reporter, Status, Work, WorkBar, read_status
 
 
 def test_a_report_is_read_as_it_was_written_and_written_twice_a_second_at_most(
@@ -32,7 +32,7 @@ def test_the_bar_counts_what_was_done_before_what_is_done_and_what_is_under_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "bar_interval", lambda: 0.0)
-    bar = WorkBar("finetune crops", [30.0, 30.0], before=20.0, after=20.0, start=10.0)
+    bar = WorkBar("finetune crops", Work([30.0, 30.0], before=20.0, after=20.0, start=10.0))
     bar.show({0: Status(25.0, 100, 0.2), 1: Status(10.0, 0, 0.4)})
     bar.finish(0)
     bar.show({1: Status(90.0)})  # never more than its size
