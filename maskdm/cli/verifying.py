@@ -90,13 +90,13 @@ def verify(
         found = [_after_two(row, again[row["row"]]) if row["row"] in again else row for row in found]
     found += _pages(workers)
     found.sort(key=lambda row: [row["what"] == "written again", row["table"], row["row"]])
-    failed = [row for row in found if not row["is_met"]]
+    is_met = all(row["is_met"] for row in found)
     if as_json:
-        print_json({"day": str(today), "is_met": not failed, "rows": found, "left_out": others})
+        print_json({"day": str(today), "is_met": is_met, "rows": found, "left_out": others})
     else:
         print_table([{name: value for name, value in row.items() if not name.startswith("is_")} for row in found])
         print(f"{in_short(found)} ({today})")
-    if failed:
+    if not is_met:
         raise typer.Exit(NOT_MET)
 
 
