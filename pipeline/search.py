@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--join", action="store_true", help=f"only work at the study in ${VARIABLE}, on this machine")
     arguments = parser.parse_args()
     with exit_with_one_line():
-        load_libraries()
+        load_libraries()  # while this process opens the search
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers save what they have
         found = Search.open(LARGE if arguments.large else SMALL)
         workers = min(count_workers(arguments), found.project.params.search.parallel)  # more would wait

@@ -25,7 +25,6 @@ from maskdm.engine.trial import recorded, run_trial
 from maskdm.engine.workers import load_libraries, settle, visible_gpus
 from maskdm.runtime.errors import MaskDMError, exit_with_one_line
 from maskdm.runtime.files import write_atomically, write_csv
-from maskdm.runtime.interrupts import ctrl_c_is_ours
 from maskdm.runtime.paths import ROOT, SEARCH_REPORTS, STUDY, STUDY_REPORTS
 from maskdm.runtime.processes import ALONE
 from maskdm.runtime.progress import bar_interval
@@ -243,9 +242,8 @@ def run_workers(found: Search, workers: int, joined: bool) -> None:
     ]
     failed: BaseProcess | None = None
     try:
-        with ctrl_c_is_ours():
-            for process in processes:
-                process.start()
+        for process in processes:
+            process.start()
         failed = wait_for(found, list(processes))
     finally:
         for process in processes:
