@@ -15,6 +15,7 @@ from maskdm.config.objective import SAMPLERS, ObjectiveSettings
 from maskdm.config.schema import Fraction, Name, Positive, Schema
 
 BUDGET_TOLERANCE = 0.005  # two arms that claim equal compute may differ by this share, from rounding to whole steps
+SEARCH_POINTS = 8  # at which trials of a search are compared: a held-out loss takes about a tenth of a small trial
 
 
 DataName = Literal[

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -52,16 +53,16 @@ def dry_run(params: Params, recipe: Recipe, device: torch.device) -> list[Planne
 def measure_rate(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
     """FLOP/s of the phase's training step on random images, for about `BURST_SECONDS`.
 
-    The batch grows from an image a group to the phase's. It stops where one step alone takes the burst's time: a
-    machine that could never hold the whole batch still gets an estimate.
+    The batch grows from an image a group to the phase's. It stops where one step alone takes a part of the burst's
+    time: a machine that could never hold the whole batch still gets an estimate.
     """
-    batch_size, rate = len(plan.groups), 0.0
+    batch_size = len(plan.groups)
     while True:
         part = dataclasses.replace(plan, batch_size=batch_size)
-        took = _seconds_a_step(params, recipe, part, device)
-        rate = part.step_flops / took
-        if batch_size == plan.batch_size or took > BURST_SECONDS / 4:
-            return rate
+        whole = batch_size == plan.batch_size
+        took = _seconds_a_step(params, recipe, part, device, burst=BURST_SECONDS / 2 if whole else 0.0)
+        if whole or took > BURST_SECONDS / 4:
+            return part.step_flops / took
         batch_size = min(plan.batch_size, 4 * batch_size)
 
 
@@ -117,16 +118,16 @@ def _row(
     }
 
 
-def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device) -> float:
-    """The fastest of a few training steps, the first one not counted."""
+def _seconds_a_step(params: Params, recipe: Recipe, plan: PhasePlan, device: torch.device, burst: float) -> float:
+    """The median of a few training steps, the first one not counted: of 2 to 20, as many as `burst` seconds allow."""
     step = training_step(params, recipe, plan, device)
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < 2 or (time.perf_counter() - started < BURST_SECONDS / 2 and len(times) < 20):
+    while len(times) < 2 or (time.perf_counter() - started < burst and len(times) < 20):
         before = time.perf_counter()
         step()
         times.append(time.perf_counter() - before)
-    return min(times[1:])
+    return median(times[1:])
 
 
 def training_step(

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from maskdm.config.recipe import Recipe
 from maskdm.config.schema import Name
 from maskdm.datasets.survey import Survey, survey
 from maskdm.engine.arms import BASELINE
-from maskdm.engine.dry_run import duration, measure_rate
-from maskdm.engine.judge import judging_flops
-from maskdm.engine.outlook import search_size
+from maskdm.engine.cost import Cost, exact_speed, rough_speed
+from maskdm.engine.dry_run import duration
+from maskdm.engine.outlook import count_search_runs
 from maskdm.engine.profile_text import profile_text
 from maskdm.engine.profiles import add_profile, check_new, check_no_edits
 from maskdm.engine.proposal import (
@@ -43,7 +43,7 @@ from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.paths import PREPARED, ROOT
 from maskdm.runtime.threads import count_cores
 from maskdm.runtime.units import si
-from maskdm.training.plan import PhasePlan, arm_plans
+from maskdm.training.plan import arm_plans
 
 # Width, blocks and heads, from small to large; the second is the default's, the last two are the paper's.
 NETWORKS = ((32, 3, 2), (48, 5, 3), (96, 5, 3), (192, 7, 6), (256, 9, 8), (384, 11, 6), (512, 13, 8), (768, 13, 12))
@@ -53,63 +53,32 @@ IMAGES, MILLIONS, GROWTH = 50_000, 0.16, 1.0
 STEPS = 500  # of scratch, at least: fewer miss the budget of the search, and train nothing
 SEEDS = (4, 3, 2)  # as many as the time allows
 PLENTY = 1e21  # FLOPs that whole steps surely meet, until the budget is known
-# Beside training: what a stage takes to start, images/s of an extractor, and the stage that times every kind of step.
-STAGE_SECONDS, EXTRACTED, TIMED_STEPS, TIMED_SECONDS = 8.0, 80.0, 103, 300.0
 # What the project itself writes: its figures are no data.
 OWN = (".dvc", ".git", "data/prepared", "data/reference", "profiles", "records", "reports", "runs", "work")
 
 
 @dataclass(frozen=True)
-class Trained:
+class Candidate:
     """A network with so many seeds on this machine."""
 
     settings: Callable[[float], Settings]  # of a budget
-    params: Params  # with plenty of compute
-    recipe: Recipe
-    dense: PhasePlan
-    rate: float  # FLOP/s of all trials at a time
-    workers: int  # so many
-    reading: float  # seconds to prepare the images
-
-    @property
-    def beside(self) -> float:
-        """Seconds that the budget does not change, about: preparing, timing steps, real images' features."""
-        arms, evaluation = self.params.arms, self.params.evaluation
-        one_of_each = sum(map(len, arms.values())) * self.dense.step_flops / self.rate * self.workers
-        extracting = (evaluation.reference + evaluation.samples) / EXTRACTED
-        starting = STAGE_SECONDS * (7 + 3 * len(arms))
-        return self.reading + min(TIMED_SECONDS, TIMED_STEPS * one_of_each) + extracting + starting
-
-    @property
-    def judging(self) -> float:
-        """FLOPs that the budget does not change: of sampling."""
-        runs, of_search = search_size(self.params, self.recipe)
-        trials = len(self.params.arms) * len(self.params.seeds)
-        return trials * judging_flops(self.params, self.recipe) + of_search - runs * self.params.search.train_flops
-
-    @property
-    def arms(self) -> float:
-        """Trainings of an arm's budget that the whole run comes to."""
-        runs, _ = search_size(self.params, self.recipe)
-        return len(self.params.arms) * len(self.params.seeds) + runs * SEARCH
-
-    def seconds(self, budget: float) -> float:
-        """What the whole run takes with the budget of an arm, about."""
-        return self.beside + (self.arms * budget + self.judging) / self.rate
-
-    def budget(self, seconds: float) -> float:
-        """The budget of an arm that the time allows; 0 or less: none."""
-        return ((seconds - self.beside) * self.rate - self.judging) / self.arms
+    cost: Cost
 
     @property
     def least(self) -> float:
         """The smallest budget that trains something."""
-        return STEPS * self.dense.step_flops
+        return STEPS * self.cost.dense.step_flops
 
     def is_worth(self, budget: float) -> bool:
         """Whether the budget is enough for a network of this size."""
-        wanted = IMAGES * max(1.0, size_in_millions(self.params) / MILLIONS) ** GROWTH
-        return budget >= max(self.least, wanted / self.dense.batch_size * self.dense.step_flops)
+        wanted = IMAGES * max(1.0, size_in_millions(self.cost.params) / MILLIONS) ** GROWTH
+        return budget >= max(self.least, wanted / self.cost.dense.batch_size * self.cost.dense.step_flops)
+
+    def measured(self, budget: float, device: torch.device) -> "Candidate":
+        """The same, with every kind of step that the budget pays for measured."""
+        params = validated(Params, self.settings(budget), "proposal")
+        speed = exact_speed(params, self.cost.recipe, device, self.cost.speed)
+        return replace(self, cost=replace(self.cost, speed=speed))
 
 
 @dataclass(frozen=True)
@@ -151,19 +120,19 @@ def init(place: Path, device: torch.device, name: str | None, hours: float, imag
     side = image_size or fitting_side(found, limit=64 if device.type == "cuda" else 32)
     batch_size = 128 if device.type == "cuda" else 32
     propose = partial(settings_of, found, root, side, batch_size=batch_size, lr=recipe.optimisation.lr)
-    trained, budget = choose(propose, found, recipe, device, 3600 * hours)
-    settings = trained.settings(budget)
+    chosen, budget = choose(propose, found, recipe, device, 3600 * hours)
+    settings = chosen.settings(budget)
     params = checked(settings, found)
     check_disk(found, params)
-    said, chosen, warnings = found.lines(), proposed(trained, params), [*notes(found, params, recipe), *busy(device)]
-    header = [f"Written by `maskdm init` for {root}", *said, *chosen, *(f"note: {line}" for line in warnings)]
+    said, costs, warnings = found.lines(), proposed(chosen.cost, params), [*notes(found, params, recipe), *busy(device)]
+    header = [f"Written by `maskdm init` for {root}", *said, *costs, *(f"note: {line}" for line in warnings)]
     path = add_profile(name, profile_text(settings, header))
-    return Proposal(path, said, chosen, warnings, settings, trained.seconds(params.budget.train_flops))
+    return Proposal(path, said, costs, warnings, settings, chosen.cost.seconds(params.budget.train_flops))
 
 
 def choose(
     propose: Callable[..., Settings], found: Survey, recipe: Recipe, device: torch.device, seconds: float
-) -> tuple[Trained, float]:
+) -> tuple[Candidate, float]:
     """The largest network that the time is enough for, with as many seeds as it allows, and the budget of an arm.
 
     Raises:
@@ -173,29 +142,31 @@ def choose(
     for seeds in SEEDS:
         chosen = None
         for network in NETWORKS:
-            trained = measured(partial(propose, network, seeds=seeds), recipe, device, reading)
-            budget = trained.budget(seconds)
-            if chosen is not None and not trained.is_worth(budget):
+            candidate = by_a_burst(partial(propose, network, seeds=seeds), recipe, device, reading)
+            budget = candidate.cost.budget(seconds)
+            if budget < candidate.least or (chosen and not candidate.is_worth(budget)):
                 break
-            if budget < trained.least:
-                break
-            chosen = trained, two_digits(0.97 * budget)  # rounding may go up
+            chosen = candidate, budget
         if chosen is not None:
-            return chosen
-    least = trained.seconds(1.05 * trained.least)
+            candidate = chosen[0].measured(chosen[1], device)
+            budget = two_digits(0.97 * candidate.cost.budget(seconds))  # rounding may go up
+            if budget >= candidate.least:
+                return candidate, budget
+    least = candidate.cost.seconds(1.05 * candidate.least)
     raise MaskDMError(
         f"--hours={seconds / 3600:g}: the smallest network takes about {duration(least)} here, with {SEEDS[-1]} seeds; "
         f"allowed: from {least / 3600:.2g}, or a smaller --image-size"
     )
 
 
-def measured(settings: Callable[..., Settings], recipe: Recipe, device: torch.device, reading: float) -> Trained:
-    """A network on this machine, by a burst of dense steps."""
+def by_a_burst(settings: Callable[..., Settings], recipe: Recipe, device: torch.device, reading: float) -> Candidate:
+    """A network on this machine, of which only dense steps and the extractor are measured."""
     params = validated(Params, settings(train_flops=PLENTY), "proposal")
     workers = take_threads(len(params.seeds), count_processes(len(params.seeds)))
-    dense = arm_plans(params, recipe, BASELINE)[-1]
-    rate = workers * measure_rate(params, recipe, dense, device)
-    return Trained(lambda budget: settings(train_flops=budget), params, recipe, dense, rate, workers, reading)
+    speed = rough_speed(params, recipe, device)
+    return Candidate(
+        lambda budget: settings(train_flops=budget), Cost(params, recipe, speed, workers, reading, of_search=SEARCH)
+    )
 
 
 def checked(settings: Settings, found: Survey) -> Params:
@@ -214,12 +185,12 @@ def checked(settings: Settings, found: Survey) -> Params:
     return params
 
 
-def proposed(trained: Trained, params: Params) -> list[str]:
+def proposed(cost: Cost, params: Params) -> list[str]:
     """What was chosen and what it costs, a fact a line."""
-    plan, data, model = arm_plans(params, trained.recipe, BASELINE)[-1], params.data, params.model
+    plan, data, model = arm_plans(params, cost.recipe, BASELINE)[-1], params.data, params.model
     colour = "grey" if data.channels == 1 else "colour"
     rows, columns = params.grid
-    runs, _ = search_size(params, trained.recipe)
+    runs, _ = count_search_runs(params)
     return [
         f"images as {data.image_size}x{data.image_size} pixels in {colour}: {rows}x{columns} tokens of "
         f"{model.patch_size}x{model.patch_size} pixels",
@@ -228,8 +199,8 @@ def proposed(trained: Trained, params: Params) -> list[str]:
         f"each; {BASELINE}: {plan.steps:,} steps of {plan.batch_size} images",
         f"a search of {runs} runs of {si(params.search.train_flops, 'FLOPs')} each",
         f"judged by {params.evaluation.samples:,} samples against {params.evaluation.reference:,} images",
-        f"measured here: {si(trained.rate, 'FLOP/s')}, {trained.workers} trial(s) at a time; all of it takes about "
-        f"{duration(trained.seconds(params.budget.train_flops))}",
+        f"measured here: {si(cost.workers * cost.speed.arms, 'FLOP/s')}, {cost.workers} trial(s) at a time; all of it "
+        f"takes about {duration(cost.seconds(params.budget.train_flops))}",
     ]
 
 

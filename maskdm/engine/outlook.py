@@ -41,11 +41,16 @@ def outlook(params: Params, recipe: Recipe, device: torch.device) -> str:
 
 def search_size(params: Params, recipe: Recipe) -> tuple[int, float]:
     """How many runs the search has, and about the FLOPs of all of them and of judging."""
+    runs, confirming = count_search_runs(params)
+    judging = judging_flops(params, recipe) / len(params.budget.snapshots)
+    return runs, runs * params.search.train_flops + confirming * judging
+
+
+def count_search_runs(params: Params) -> tuple[int, int]:
+    """The runs of the search: all of them, and those that confirm its best, the paper's default and scratch."""
     search = params.search
     confirming = (search.confirm + 2) * len(search.confirm_seeds)
-    runs = search.trials + confirming
-    judging = judging_flops(params, recipe) / len(params.budget.snapshots)
-    return runs, runs * search.train_flops + confirming * judging
+    return search.trials + confirming, confirming
 
 
 def whole_run(params: Params, recipe: Recipe, stage: str, arm: str) -> Work:

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from maskdm.config.comparison import Budget, Phase
-from maskdm.config.params import BUDGET_TOLERANCE, Params
+from maskdm.config.params import BUDGET_TOLERANCE, SEARCH_POINTS, Params
 from maskdm.config.params import Search as SearchSettings
 from maskdm.config.reading import load_block, load_params
 from maskdm.engine.project import Project, identity
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from optuna import Study
 
 VARIABLE = "MASKDM_SEARCH_STORAGE"  # not in params.yaml: the URL may hold a password
-POINTS = 8  # at which trials are compared: one held-out loss takes about as long as a tenth of a small trial
 POLL_SECONDS = 1.0
 BEST, SCRATCH = "searched", "scratch"  # the arm in best.yaml, and the one that others are compared with
 
@@ -92,7 +91,7 @@ class Search:
     """The opened project and the study in it."""
 
     place: Place
-    project: Project  # its settings measure the held-out loss `POINTS` times
+    project: Project  # its settings measure the held-out loss `SEARCH_POINTS` times
     identity: str  # of the study: more trials, or other seeds to confirm with, are the same one
 
     @classmethod
@@ -103,7 +102,7 @@ class Search:
             MaskDMError: a setting or the data is not usable.
         """
         params = place.params()
-        heldout = params.heldout.model_copy(update={"points": POINTS})
+        heldout = params.heldout.model_copy(update={"points": SEARCH_POINTS})
         params = params.model_copy(update={"heldout": heldout})
         project = replace(Project.open(ALONE), params=params)
         check(project)
@@ -300,7 +299,9 @@ def train_trial(found: Search, attempt: Attempt) -> float:
     told: set[float] = set()
 
     def watch(row: Row) -> None:
-        share = int(POINTS * row["train_flops"] / total + 0.05) / POINTS  # phases end between points, arms about at 1
+        share = (
+            int(SEARCH_POINTS * row["train_flops"] / total + 0.05) / SEARCH_POINTS
+        )  # phases end between points, arms about at 1
         if share and share not in told:
             told.add(share)
             attempt.report(share, row["heldout_loss"])

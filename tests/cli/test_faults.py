@@ -69,7 +69,8 @@ def ready(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "reports" / "index.html").write_text("<html>")
     place(project.parent / "pictures", pictures(120))
     torch.save(checkpoint(their_weights(), None), project.parent / "authors.pt")
-    monkeypatch.setattr("maskdm.engine.init.measure_rate", lambda *_: 1e11)
+    for name in ("cost", "dry_run"):
+        monkeypatch.setattr(f"maskdm.engine.{name}.measure_rate", lambda *_: 1e11)
     monkeypatch.setattr("maskdm.engine.dry_run.BURST_SECONDS", 0.01)
     return project
 

@@ -137,7 +137,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "records").mkdir()
     place(tmp_path / "pictures", pictures(120))
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("maskdm.engine.init.measure_rate", lambda *_: 1e11)
+    for name in ("cost", "dry_run"):
+        monkeypatch.setattr(f"maskdm.engine.{name}.measure_rate", lambda *_: 1e11)
     return folder
 
 
@@ -218,7 +219,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskdm.engine.init.measure_rate", stop)
+    monkeypatch.setattr("maskdm.engine.cost.measure_rate", stop)
 
 
 def interrupted_between_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
