@@ -40,13 +40,12 @@ from maskdm.config.reading import load_params, load_recipe
 from maskdm.config.recipe import Recipe
 from maskdm.engine.dry_run import training_step
 from maskdm.evaluation.sampling import make_sampler
-from maskdm.networks.uvit import Block
 from maskdm.runtime.device import choose_device
 from maskdm.runtime.seeding import generator
 from maskdm.training import loop as training
 from maskdm.training.heldout import HeldoutLoss
 from maskdm.training.objective import make_objective
-from maskdm.training.passes import EagerPasses, RecordedPasses
+from maskdm.training.passes import EagerPasses, RecordedPasses, compile_parts
 from maskdm.training.plan import PhasePlan, build_network, plan_finetune, plan_pretrain
 
 Row = dict[str, Any]
@@ -445,10 +444,8 @@ def recorded(step: Step) -> None:
 
 
 def compile_blocks(step: Step) -> Step:
-    """Its network's blocks by `torch.compile`."""
-    for module in step.trainer.network.modules():
-        if isinstance(module, Block):
-            module.compile(dynamic=False)
+    """Its network's blocks, as a long phase does."""
+    compile_parts(step.trainer.network, DEVICE)
     return step
 
 

@@ -4,8 +4,9 @@ python -m tests.gpu FOLDER [--train-flops 2e15] [--code CHECKOUT]
 
 Runs prepare, reference, masks, pretrain, finetune, evaluate, step_time and report for all arms with one seed. Beside
 them it trains the first masked phase and the dense one again, whole (with the code of another checkout, if one is
-named) and killed in the middle, which must give the same weights bit for bit, and an arm with the recipe `tuned`.
-Prints a line a check, with the SHA-256 of the weights; the trainings share the GPU, so that their times mean little.
+named) and killed in the middle, which must give the same weights bit for bit. It does so with compiled blocks, too, and
+trains an arm with the recipe `tuned`. It prints a line a check, with the SHA-256 of the weights. The trainings share
+the GPU, so that their times mean little.
 Whole steps of every arm must meet the budget to 0.25 %: 1.5e15, 2e15 and 3e15 FLOPs do.
 """
 
@@ -36,6 +37,7 @@ from tests.imports import PROJECT
 IMAGES, HELDOUT = 3000, 600
 AT_A_TIME = 6  # jobs that share the GPU: each holds 10 GB
 USUAL, OFTEN = "CHECKPOINT_SECONDS = 30.0", "CHECKPOINT_SECONDS = 1.0"
+LONG, ALWAYS = "LONG_PHASE = 2e17", "LONG_PHASE = 0.0"
 
 
 class Checks:
@@ -67,11 +69,15 @@ def main() -> None:
     check = Checks(folder / "checks.json")
     for name in ("prepare", "reference", "masks"):
         stage(check, whole, name)
-    copies = {name: folder / name for name in ("again", "killed", "tuned")}
+    copies = {name: folder / name for name in ("again", "killed", "compiled", "compiled-killed", "tuned")}
     for name, copy in copies.items():
-        code = arguments.code.resolve() if name == "again" else PROJECT
         make_project(
-            copy, arguments.train_flops * (1.5 if name == "tuned" else 1), code, name == "tuned", name == "killed"
+            copy,
+            arguments.train_flops * (1.5 if name == "tuned" else 1),
+            code=arguments.code.resolve() if name == "again" else PROJECT,
+            tuned=name == "tuned",
+            often="killed" in name,
+            compiled="compiled" in name,
         )
         for made in ("data/prepared", "data/reference"):
             shutil.copytree(whole / made, copy / made)
@@ -79,6 +85,8 @@ def main() -> None:
     jobs = [  # what is compared first, in case that the time does not suffice
         partial(killed, check, copies["killed"], arms[1]),
         partial(again, check, copies["again"], arms[1]),
+        partial(killed, check, copies["compiled-killed"], arms[1]),
+        partial(again, check, copies["compiled"], arms[1]),
         *(partial(chain, check, whole, arm) for arm in arms[:2]),
         partial(chain, check, copies["tuned"], arms[1]),
         *(partial(chain, check, whole, arm) for arm in arms[2:]),
@@ -86,9 +94,11 @@ def main() -> None:
     with ThreadPool(AT_A_TIME) as pool:
         pool.map(lambda job: job(), jobs, chunksize=1)
     for name, path in {"masked": f"pretrain/{arms[1]}/0", "dense": "finetune/scratch/0"}.items():
-        of = {project.name: sha256(project / "runs" / path) for project in (whole, copies["again"], copies["killed"])}
+        of = {project.name: sha256(project / "runs" / path) for project in (whole, *copies.values())}
         check(f"the same seed gives the same weights, {name}", of["whole"] == of["again"] != "", **of)
         check(f"a killed run ends with the same weights, {name}", of["whole"] == of["killed"] != "")
+        check(f"the same, compiled, {name}", of["compiled"] == of["compiled-killed"] != "")
+        check(f"compiled weights are others, {name}", of["compiled"] != of["whole"])
     for name in ("step_time", "report"):
         stage(check, whole, name)
     sys.exit(not all(found["passed"] for found in check.found.values()))
@@ -174,7 +184,12 @@ def sha256(folder: Path) -> str:
 
 
 def make_project(
-    folder: Path, train_flops: float, code: Path = PROJECT, tuned: bool = False, often: bool = False
+    folder: Path,
+    train_flops: float,
+    code: Path = PROJECT,
+    tuned: bool = False,
+    often: bool = False,
+    compiled: bool = False,
 ) -> None:
     """The project's code, with `celeba64` in small; `often`: with a checkpoint every second."""
     folder.mkdir(parents=True)
@@ -192,11 +207,18 @@ def make_project(
         params["sampling"] |= {"sampler": "dpm_solver", "eta": 0.0}
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(params, file)
+    training = folder / "maskdm" / "training"
     if often:
-        path = folder / "maskdm" / "training" / "loop.py"
-        text = path.read_text()
-        assert text.count(USUAL) == 1, f"{path}: no {USUAL}"
-        path.write_text(text.replace(USUAL, OFTEN))
+        change(training / "loop.py", USUAL, OFTEN)
+    if compiled:
+        change(training / "passes.py", LONG, ALWAYS)
+
+
+def change(path: Path, before: str, after: str) -> None:
+    """Another number in a copy of the project's code."""
+    text = path.read_text()
+    assert text.count(before) == 1, f"{path}: no {before}"
+    path.write_text(text.replace(before, after))
 
 
 def make_images(folder: Path) -> None:

@@ -104,6 +104,10 @@ class DiT(Transformer):
         shift, scale = _chunks(self.modulation, cast(Tensor, stream.context), 2)
         return self.norm(stream.tokens) * (1 + scale) + shift
 
+    def parts(self) -> list[nn.Module]:
+        """The blocks. As in `Network`."""
+        return list(self.blocks)
+
     def matrices(self) -> list[Tensor]:
         """Those that the tokens pass in the blocks.
 

@@ -85,6 +85,10 @@ class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers ships
             The prediction `[B, S, token_dim]`, in the order of `x_t`.
         """
 
+    def parts(self) -> list[nn.Module]:
+        """Those that a long training compiles, each by itself; none: it is not compiled."""
+        return []
+
     @abstractmethod
     def matrices(self) -> list[Tensor]:
         """The weights that Muon updates: matrices between hidden features."""

@@ -105,10 +105,13 @@ class UViT(Transformer):
         """As in `Transformer`."""
         return self.norm(stream.tokens)
 
+    def parts(self) -> list[nn.Module]:
+        """The blocks. As in `Network`."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
     def matrices(self) -> list[Tensor]:
         """Those of the blocks."""
-        blocks = [*self.in_blocks, self.mid_block, *self.out_blocks]
-        return [m.weight for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+        return [m.weight for block in self.parts() for m in block.modules() if isinstance(m, nn.Linear)]
 
     def _extra_tokens(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """The time token and, with classes, the label token: `[B, num_extra_tokens, embed_dim]`."""

@@ -135,7 +135,7 @@ class PhaseTrainer:
         self.views = Views(plan, network, objective, self.device, self.share, processes.count)
         self.trainee = Trainee(network.requires_grad_(True), plan.method, plan.positions)
         replica = processes.replicate(self.trainee)  # its backward pass averages gradients over the processes
-        self.passes = make_passes(replica, self.device, plan.step_flops, processes.count)
+        self.passes = make_passes(replica, network, self.device, plan, processes.count)
         self.ema = copy.deepcopy(self.trainee).eval().requires_grad_(False)
         self.optimizers = make_optimizers(network, plan.optimisation, self.trainee.weights.values())
         self.step = 0

@@ -2,17 +2,27 @@
 
 A small step starts 1,800 kernels, which takes the CPU 40 ms; the GPU computes for 17 of them (reports/gpu.md). A CUDA
 graph starts all of them at once: the same kernels on the same numbers. That works as every step of a phase has the
-same shapes: the masks of a phase always keep as many tokens.
+same shapes: the masks of a phase always keep as many tokens. There a long phase compiles the network's blocks, too.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from maskdm.networks.network import Network
+from maskdm.training.plan import PhasePlan
 from maskdm.training.views import Drawn
+
+# FLOPs of a phase: from here on compiling repays on a GPU. It takes 6 to 16 s for each kind of step, and saves a fifth
+# of the time and more (reports/gpu.md). On a CPU it saves nothing (reports/performance.md).
+LONG_PHASE = 2e17
+MANY_SHAPES = 10_000  # more than any training has
 
 LARGE_STEP = 2e13  # FLOPs: from here on the GPU computes longer than the CPU takes to start its kernels
 WARM_UP = 3  # passes before the recording, in which libraries choose kernels and take memory
@@ -25,19 +35,47 @@ class Passes(Protocol):
         """One step's."""
 
 
-def make_passes(replica: nn.Module, device: torch.device, step_flops: float, processes: int) -> Passes:
-    """Those of a phase: replayed where that is faster. Gradients that processes average cannot be recorded.
+def make_passes(replica: nn.Module, network: Network, device: torch.device, plan: PhasePlan, processes: int) -> Passes:
+    """Those of a phase: compiled and replayed where that is faster. Gradients that processes average are not recorded.
 
     Args:
         replica: a `Trainee`, or what averages its gradients over the processes.
+        network: the one that it trains.
         device: that it is on.
-        step_flops: of one step.
-        processes: how many share it.
+        plan: the phase.
+        processes: how many share a step.
     """
+    if device.type == "cuda" and plan.steps * plan.step_flops >= LONG_PHASE:
+        compile_parts(network, device)
     eager = EagerPasses(replica, device)
-    if device.type == "cuda" and processes == 1 and step_flops < LARGE_STEP:
+    if device.type == "cuda" and processes == 1 and plan.step_flops < LARGE_STEP:
         return RecordedPasses(eager, replica.parameters())
     return eager
+
+
+def compile_parts(network: Network, device: torch.device) -> None:
+    """Let `torch.compile` fuse the parts of a network, in place, if this machine can. Its copies are not compiled."""
+    if not can_compile(device):
+        said = "note: not compiled, as torch.compile finds no working C++ compiler here; training goes on without"
+        tqdm.write(said, file=sys.stderr)
+        return
+    torch._dynamo.config.suppress_errors = True  # what cannot be compiled stays eager
+    # dynamo's own limit counts the shapes of all phases of a process, and leaves those beyond it eager. A training that
+    # was resumed in a later phase has met fewer of them, and would compile what a whole one does not.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MANY_SHAPES
+    for part in network.parts():
+        # For one shape at a time: a phase has few. Deterministic: kernels are not chosen by what is fastest just now.
+        part.compile(dynamic=False, options={"deterministic": True})
+
+
+@cache
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works on this machine: it needs a C++ compiler, and on a GPU Triton."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception:  # of dynamo, of inductor or of the compiler
+        return False
+    return True
 
 
 class EagerPasses:

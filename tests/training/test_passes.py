@@ -3,7 +3,8 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from maskdm.networks.uvit import UViT
 from maskdm.runtime.device import choose_device
 from maskdm.training import passes
 from maskdm.training.loop import PhaseTrainer
-from maskdm.training.passes import EagerPasses, RecordedPasses, make_passes
+from maskdm.training.passes import EagerPasses, RecordedPasses, can_compile, compile_parts, make_passes
 from maskdm.training.plan import PhasePlan
 from tests.methods.test_methods import BATCH, OBJECTIVE, PHASES, SIZES, drawn, plans, weights
 
@@ -47,7 +48,87 @@ CONVOLUTIONAL = ("mixed_crops", "coarse", "sized_to_noise")  # the methods of a 
 def test_small_steps_of_one_gpu_are_recorded(
     device: torch.device, step_flops: float, processes: int, kind: type[object]
 ) -> None:
-    assert isinstance(make_passes(nn.Linear(1, 1), device, step_flops, processes), kind)
+    assert isinstance(make_passes(nn.Linear(1, 1), UViT(**SIZES), device, steps_of(step_flops, 1), processes), kind)
+
+
+@pytest.mark.parametrize(("device", "flops", "compiled"), [(CPU, 3e17, False), (GPU, 1e17, False), (GPU, 3e17, True)])
+@pytest.mark.parametrize("network", [UViT, DiT])
+def test_the_blocks_of_a_long_phase_are_compiled(
+    network: type[Network], device: torch.device, flops: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "can_compile", lambda _: True)
+    one = network(**SIZES)
+    make_passes(nn.Linear(1, 1), one, device, steps_of(flops / 1000, 1000), 2)
+    assert len(one.parts()) == SIZES["depth"]
+    assert all((part._compiled_call_impl is not None) == compiled for part in one.parts())
+    assert all(part._compiled_call_impl is None for part in copy.deepcopy(one).parts())
+
+
+def test_where_nothing_can_be_compiled_a_long_phase_says_so_and_trains(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", none)
+    can_compile.cache_clear()
+    network = UViT(**SIZES)
+    trainer = trainer_on(CPU, plans("drop", recipe, network=network)[0], Path(), network)
+    compile_parts(network, CPU)
+    can_compile.cache_clear()
+    assert "no working C++ compiler" in capsys.readouterr().err
+    trainer.train_step(torch.randint(256, (BATCH, 1, 8, 8), dtype=torch.uint8), None)
+
+
+def test_every_shape_is_compiled_however_many_a_process_has_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, limit, 1)
+    network = UViT(**SIZES)
+    compile_parts(network, CPU)
+    counted = torch._dynamo.utils.counters["stats"]
+    counted.clear()
+    with torch.no_grad():
+        for tokens in (3, 5):
+            network.parts()[0](torch.zeros(2, tokens, SIZES["embed_dim"]))
+    assert counted["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("uvit", "drop"),
+        pytest.param("uvit", "mixed_crops", marks=pytest.mark.slow),
+        pytest.param("uvit", "route", marks=pytest.mark.slow),
+        pytest.param("dit", "drop", marks=pytest.mark.slow),
+        pytest.param("dit", "sized_to_noise", marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_phase_ends_as_an_eager_one_and_resumed_with_the_same_bits(
+    kind: str, name: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    first = NETWORKS[kind]()
+    plan = replace(plans(name, recipe, network=first)[0], steps=6, heldout_steps=(3, 6), snapshot_steps={})
+    images = torch.randint(256, (BATCH, 1, 8, 8), dtype=torch.uint8).numpy()
+    data = PreparedData(images, None, {"train": BATCH})
+
+    def ends(folder: str, steps: int = 6, compiled: bool = True) -> list[Tensor]:
+        shorter = replace(plan, steps=steps, heldout_steps=(3, 6)[: steps // 3])
+        network = copy.deepcopy(first)
+        trainer = PhaseTrainer(network, OBJECTIVE, data, shorter, lambda _: 0.5, 0, tmp_path / folder, lambda _: None)
+        if compiled:
+            compile_parts(network, CPU)
+        trainer.run()
+        return weights(trainer)
+
+    eager = ends("eager", compiled=False)
+    whole = ends("whole")
+    ends("resumed", steps=3)
+    torch._dynamo.reset()
+    assert all(torch.equal(a, b) for a, b in zip(whole, ends("resumed"), strict=True))
+    for a, b in zip(eager, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert any(not torch.equal(a, b) for a, b in zip(eager, whole, strict=True)), "not one is rounded otherwise"
 
 
 @pytest.mark.parametrize("name", PHASES)
@@ -69,10 +150,15 @@ def test_eager_passes_fill_the_gradients_and_return_the_loss(recipe: Recipe) -> 
     plan = plans("drop", recipe, network=network)[0]
     trainer = trainer_on(CPU, plan, Path(), network)
     shown = drawn(plan, network)
-    loss = make_passes(trainer.trainee, CPU, 1e9, 1)(shown)
+    loss = make_passes(trainer.trainee, network, CPU, plan, 1)(shown)
     [one], [own] = shown, trainer.trainee([one.view for one in shown])
     assert loss == (one.weights * own.denoising).mean()
     assert all(weight.grad is not None for weight in network.parameters())
+
+
+def steps_of(step_flops: float, steps: int) -> PhasePlan:
+    """What of a plan is asked for here."""
+    return cast(PhasePlan, SimpleNamespace(steps=steps, step_flops=step_flops))
 
 
 def trainer_on(device: torch.device, plan: PhasePlan, folder: Path, network: Network) -> PhaseTrainer:
@@ -113,6 +199,26 @@ def test_replayed_steps_end_with_the_weights_of_eager_ones(
         ends.append([*weights(trainer), torch.stack(trainer._losses)])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
     assert not all(torch.equal(a, b.to(device)) for a, b in zip(ends[0], first.state_dict().values(), strict=False))
+
+
+@needs_gpu
+@pytest.mark.parametrize(("network", "name"), [("uvit", "drop"), ("uvit", "mixed_crops"), ("dit", "route")])
+def test_compiled_steps_are_replayed_too_and_come_to_the_same_bits_again(
+    network: str, name: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "LONG_PHASE", 0.0)
+    first, device = NETWORKS[network](), choose_device()
+    plan = replace(plans(name, recipe, network=first)[0], steps=8)
+    ends = []
+    for _ in range(2):
+        torch.compiler.reset()
+        trainer = trainer_on(device, plan, tmp_path, copy.deepcopy(first))
+        assert trainer.network.parts()[0]._compiled_call_impl is not None
+        for step in range(8):
+            images = torch.randint(256, (BATCH, 1, 8, 8), generator=torch.Generator().manual_seed(step)).byte()
+            trainer.train_step(images, None)
+        ends.append(weights(trainer))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 @needs_gpu
