@@ -138,11 +138,15 @@ def choose(
     Raises:
         MaskDMError: it is not enough for the smallest network with the fewest seeds.
     """
-    reading = found.count * found.seconds_an_image
+
+    def candidate_of(network: tuple[int, int, int], seeds: int) -> Candidate:
+        reading = found.count * found.seconds_an_image
+        return by_a_burst(partial(propose, network, seeds=seeds), recipe, device, reading)
+
     for seeds in SEEDS:
         chosen = None
         for network in NETWORKS:
-            candidate = by_a_burst(partial(propose, network, seeds=seeds), recipe, device, reading)
+            candidate = candidate_of(network, seeds)
             budget = candidate.cost.budget(seconds)
             if budget < candidate.least or (chosen and not candidate.is_worth(budget)):
                 break
@@ -152,7 +156,9 @@ def choose(
             budget = two_digits(0.97 * candidate.cost.budget(seconds))  # rounding may go up
             if budget >= candidate.least:
                 return candidate, budget
-    least = candidate.cost.seconds(1.05 * candidate.least)
+    smallest = candidate_of(NETWORKS[0], SEEDS[-1])
+    enough = 1.1 * smallest.least  # more than the rounding takes away
+    least = smallest.measured(enough, device).cost.seconds(enough)
     raise MaskDMError(
         f"--hours={seconds / 3600:g}: the smallest network takes about {duration(least)} here, with {SEEDS[-1]} seeds; "
         f"allowed: from {least / 3600:.2g}, or a smaller --image-size"

@@ -25,6 +25,7 @@ from maskdm.engine.searching import check
 from maskdm.evaluation.metrics import check_reference, floor_counts
 from maskdm.runtime.errors import MaskDMError
 from maskdm.runtime.processes import ALONE
+from maskdm.training.plan import PhasePlan
 from tests.datasets.test_survey import pictures
 from tests.imports import PROJECT
 from tests.raw_data import place
@@ -298,3 +299,18 @@ def test_what_does_not_fit_is_one_line_and_leaves_the_project_as_it_was(
     assert said in error
     assert len(error.splitlines()) == 1
     assert files(project) == before
+
+
+def test_the_time_that_is_asked_for_instead_is_enough(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rate(_: object, __: object, plan: PhasePlan, ___: object) -> float:
+        return 2e10 if plan.mask else 1e11  # so that bursts of dense steps alone promise too much
+
+    for name in ("cost", "dry_run"):
+        monkeypatch.setattr(f"maskdm.engine.{name}.measure_rate", rate)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "../pictures", "--hours", "0.001")
+    wanted = capsys.readouterr().err.split("allowed: from ")[1].split(",")[0]
+    run(monkeypatch, "../pictures", "--hours", str(1.02 * float(wanted)))  # said in two digits
+    assert "2 seeds" in capsys.readouterr().out
