@@ -9,7 +9,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from maskdm.training.views import Drawn
 # of the time and more (reports/gpu.md). On a CPU it saves nothing (reports/performance.md).
 LONG_PHASE = 2e17
 MANY_SHAPES = 10_000  # more than any training has
+# For one shape at a time: a phase has few. Deterministic: kernels are not chosen by what is fastest just now.
+COMPILED: dict[str, Any] = {"dynamic": False, "options": {"deterministic": True}}
 
 LARGE_STEP = 2e13  # FLOPs: from here on the GPU computes longer than the CPU takes to start its kernels
 WARM_UP = 3  # passes before the recording, in which libraries choose kernels and take memory
@@ -64,15 +66,14 @@ def compile_parts(network: Network, device: torch.device) -> None:
     # was resumed in a later phase has met fewer of them, and would compile what a whole one does not.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MANY_SHAPES
     for part in network.parts():
-        # For one shape at a time: a phase has few. Deterministic: kernels are not chosen by what is fastest just now.
-        part.compile(dynamic=False, options={"deterministic": True})
+        part.compile(**COMPILED)
 
 
 @cache
 def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` works on this machine: it needs a C++ compiler, and on a GPU Triton."""
     try:
-        torch.compile(torch.sin)(torch.ones(8, device=device))
+        torch.compile(nn.GELU(), **COMPILED)(torch.ones(8, device=device))  # of which a kernel is made
     except Exception:  # of dynamo, of inductor or of the compiler
         return False
     return True
