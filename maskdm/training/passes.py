@@ -73,7 +73,8 @@ def compile_parts(network: Network, device: torch.device) -> None:
 def can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` works on this machine: it needs a C++ compiler, and on a GPU Triton."""
     try:
-        torch.compile(nn.GELU(), **COMPILED)(torch.ones(8, device=device))  # of which a kernel is made
+        with torch._dynamo.config.patch(suppress_errors=False):
+            torch.compile(nn.GELU(), **COMPILED)(torch.ones(8, device=device))  # of which a kernel is made
     except Exception:  # of dynamo, of inductor or of the compiler
         return False
     return True
