@@ -299,9 +299,8 @@ def train_trial(found: Search, attempt: Attempt) -> float:
     told: set[float] = set()
 
     def watch(row: Row) -> None:
-        share = (
-            int(SEARCH_POINTS * row["train_flops"] / total + 0.05) / SEARCH_POINTS
-        )  # phases end between points, arms about at 1
+        # Phases end between points, arms about at 1.
+        share = int(SEARCH_POINTS * row["train_flops"] / total + 0.05) / SEARCH_POINTS
         if share and share not in told:
             told.add(share)
             attempt.report(share, row["heldout_loss"])
