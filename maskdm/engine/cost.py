@@ -8,10 +8,11 @@ from statistics import median
 
 import torch
 
-from maskdm.config.comparison import Budget, Phase
+from maskdm.config.comparison import Phase
 from maskdm.config.params import SEARCH_POINTS, Data, Evaluation, Params
 from maskdm.config.recipe import Recipe
 from maskdm.engine.dry_run import dry_run, measure_rate
+from maskdm.engine.judge import passes_a_sample
 from maskdm.engine.outlook import count_search_runs
 from maskdm.engine.step_time import ROUNDS, SECONDS, WARM_UP
 from maskdm.evaluation.extractors import load_extractor
@@ -53,7 +54,7 @@ class Cost:
         """The FLOPs of a trial of an arm that the time allows; 0 or less: none."""
         return (seconds - self.beside) / self._training
 
-    @property
+    @cached_property
     def dense(self) -> PhasePlan:
         """The baseline's last phase."""
         return arm_plans(self.params, self.recipe, self.params.baseline)[-1]
@@ -95,9 +96,8 @@ class Cost:
     @property
     def _judging(self) -> float:
         """Seconds to judge a snapshot: to draw samples, to look at them, and to compare."""
-        sampling, samples = self.params.sampling, self.params.evaluation.samples
-        passes = sampling.num_inference_steps * (1 if sampling.guidance_scale == 1 else 2)
-        return samples * (passes * self._forward + 1 / self.speed.extracting) + COMPARING
+        an_image = passes_a_sample(self.params.sampling) * self._forward + 1 / self.speed.extracting
+        return self.params.evaluation.samples * an_image + COMPARING
 
     @property
     def _one_of_each(self) -> float:
@@ -135,6 +135,5 @@ def _extraction_rate(data: Data, evaluation: Evaluation, device: torch.device) -
 
 def _mean_rate(params: Params, arms: Mapping[str, tuple[Phase, ...]], recipe: Recipe, device: torch.device) -> float:
     """FLOP/s over all phases of `arms`."""
-    own = {"arms": arms, "controls": {}, "budget": Budget(train_flops=params.budget.train_flops, snapshots=(1.0,))}
-    phases = dry_run(params.model_copy(update=own), recipe, device)
+    phases = dry_run(params.model_copy(update={"arms": arms}), recipe, device)
     return sum(phase.flops for phase in phases) / sum(phase.seconds for phase in phases)

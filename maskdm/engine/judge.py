@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.config.params import Params
+from maskdm.config.params import Params, Sampling
 from maskdm.config.recipe import Recipe
 from maskdm.engine.project import Project
 from maskdm.evaluation.extractors import Extractor, extract, load_extractor
@@ -53,9 +53,13 @@ def judge_all(judge: "Judge", snapshots: dict[float, Path], log: LogHistory) -> 
 def judging_flops(params: Params, recipe: Recipe) -> float:
     """About what judging all snapshots of a trial takes, in FLOPs of training: for progress bars, not for a budget."""
     dense = plan_finetune(params, recipe, params.baseline).flops_per_image
-    passes = params.sampling.num_inference_steps * (1 if params.sampling.guidance_scale == 1 else 2)
-    forward = passes * dense / 3
+    forward = passes_a_sample(params.sampling) * dense / 3
     return len(params.budget.snapshots) * params.evaluation.samples * AS_LONG * forward
+
+
+def passes_a_sample(sampling: Sampling) -> int:
+    """How often a sample passes the network: guidance predicts twice a step."""
+    return sampling.num_inference_steps * (1 if sampling.guidance_scale == 1 else 2)
 
 
 @dataclass(frozen=True)
